@@ -1,0 +1,1 @@
+"""The seven kinds: types, defaults, validation, names."""

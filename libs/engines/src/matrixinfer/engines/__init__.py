@@ -1,0 +1,1 @@
+"""What MatrixInfer knows of vLLM, SGLang and llama.cpp."""

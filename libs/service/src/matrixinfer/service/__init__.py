@@ -1,0 +1,1 @@
+"""The process chassis every service runs in."""

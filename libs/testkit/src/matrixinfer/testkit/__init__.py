@@ -1,0 +1,1 @@
+"""Builders, strategies and an in-memory API server for tests."""

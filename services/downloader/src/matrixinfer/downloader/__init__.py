@@ -1,0 +1,1 @@
+"""Brings a model onto a volume, verified."""

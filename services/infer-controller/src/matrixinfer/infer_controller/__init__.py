@@ -1,0 +1,1 @@
+"""Turns a ModelInfer into groups of pods."""

@@ -1,0 +1,1 @@
+"""Turns a Model into the objects that serve it."""

@@ -1,0 +1,1 @@
+"""Defaults and validates the seven kinds."""

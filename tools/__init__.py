@@ -1,0 +1,1 @@
+"""Generators that write what `make verify` compares."""
