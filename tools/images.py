@@ -1,0 +1,159 @@
+"""Builds every container image: wheels outside, images without a network.
+
+`python -m tools.images wheels` fetches third-party wheels with the user's own pip configuration and builds ours
+into dist/wheels; `build` builds the images; `save` writes them as one archive per image for a node's container
+runtime. Image builds see only wheels, so no host name, proxy or certificate ever enters a Dockerfile.
+"""
+
+import argparse
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from tools.container_engine import ContainerEngine, NoContainerEngine, open_engine
+
+__all__ = ["IMAGES", "main"]
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+WHEELS = ROOT / "dist/wheels"
+COMMON = ROOT / "deploy/images/common.txt"
+BASE_IMAGE = "matrixinfer/python-base:3.11"
+IMAGES = {
+    "model-controller": "services/model-controller/Dockerfile",
+    "infer-controller": "services/infer-controller/Dockerfile",
+    "webhook": "services/webhook/Dockerfile",
+    "gateway": "services/gateway/Dockerfile",
+    "autoscaler": "services/autoscaler/Dockerfile",
+    "downloader": "services/downloader/Dockerfile",
+    "engine-sim": "deploy/engines/sim/Dockerfile",
+    "engine-llamacpp": "deploy/engines/llamacpp/Dockerfile",
+}
+EXTRA = ("boto3", "huggingface_hub", "xllamacpp")
+
+
+def say(text: str) -> None:
+    """Print progress at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def fetch_wheels() -> None:
+    """Fill dist/wheels: pip, common and extra from the index, own from this tree. Skips what is up to date."""
+    stamp = WHEELS / "third-party.stamp"
+    wanted = _fingerprint([ROOT / "constraints.txt", COMMON], *EXTRA, platform.machine())
+    if not stamp.exists() or stamp.read_text() != wanted:
+        say("fetching third-party wheels")
+        shutil.rmtree(WHEELS, ignore_errors=True)
+        WHEELS.mkdir(parents=True)
+        _download("pip", ["pip"], constrained=False)
+        _download("common", ["--requirement", str(COMMON)])
+        _download("extra", [*EXTRA])
+        stamp.write_text(wanted)
+    shutil.rmtree(WHEELS / "own", ignore_errors=True)
+    members = sorted([*ROOT.glob("libs/*/pyproject.toml"), *ROOT.glob("services/*/pyproject.toml")])
+    say(f"building {len(members)} wheels of this tree")
+    _uv(["build", "--all-packages", "--wheel", "--quiet", "--no-build-isolation", "--out-dir", str(WHEELS / "own")])
+
+
+def _download(folder: str, what: Sequence[str], *, constrained: bool = True) -> None:
+    machine = platform.machine()
+    platforms = [f"--platform={tag}_{machine}" for tag in ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")]
+    constraint = ["--constraint", str(ROOT / "constraints.txt")] if constrained else []
+    pip = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--implementation=cp"]
+    subprocess.run(
+        [sys.executable, *pip, "--python-version=3.11", *platforms, *constraint, "--dest", str(WHEELS / folder), *what],
+        check=True,
+    )
+
+
+def _uv(arguments: Sequence[str]) -> None:
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}") or "uv"
+    environment = {**os.environ, "VIRTUAL_ENV": str(Path(sys.executable).parent.parent), "SOURCE_DATE_EPOCH": "1700000000"}
+    subprocess.run([uv, *arguments], check=True, cwd=ROOT, env=environment)
+
+
+def _fingerprint(files: Sequence[Path], *words: str) -> str:
+    digest = hashlib.sha256("\0".join(words).encode())
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def ensure_base(engine: ContainerEngine, base: str) -> None:
+    """Make the base image from Debian packages when it is ours and not there yet."""
+    if base != BASE_IMAGE or engine.has_image(base):
+        return
+    say("building the base image from Debian packages")
+    archive = CACHE / "python-base.tar"
+    archive.parent.mkdir(parents=True, exist_ok=True)
+    with archive.open("wb") as out:
+        subprocess.run([ROOT / "deploy/images/base.sh"], check=True, stdout=out)
+    change = "ENV PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8"
+    engine.run("import", "--change", change, str(archive), base, quiet=True)
+    archive.unlink()
+
+
+def build(engine: ContainerEngine, names: Sequence[str], base: str, tag: str) -> None:
+    """Build the named images, each `matrixinfer/NAME:TAG`."""
+    ensure_base(engine, base)
+    for name in names:
+        started = time.monotonic()
+        engine.run(
+            *("build", "--quiet", "--network", "none", "--build-arg", f"BASE={base}"),
+            *("--file", str(ROOT / IMAGES[name]), "--tag", f"matrixinfer/{name}:{tag}", str(ROOT)),
+            quiet=True,
+        )
+        say(f"built matrixinfer/{name}:{tag} in {time.monotonic() - started:.1f} s")
+
+
+def save(engine: ContainerEngine, names: Sequence[str], tag: str, folder: Path) -> list[Path]:
+    """Write one archive per image into `folder`, skipping those that hold the same image already."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name in names:
+        reference = f"matrixinfer/{name}:{tag}"
+        identity = engine.answer("image", "inspect", "--format", "{{.Id}}", reference)
+        archive, stamp = folder / f"{name}.tar", folder / f"{name}.id"
+        if not (archive.exists() and stamp.exists() and stamp.read_text() == identity):
+            engine.run("save", "--output", str(archive), reference)
+            stamp.write_text(identity)
+        written.append(archive)
+    return written
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of `python -m tools.images`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="tools.images", description=__doc__)
+    parser.add_argument("action", choices=["wheels", "build", "save"], help="save = build, then write archives")
+    parser.add_argument("names", nargs="*", help=f"images, all by default: {', '.join(IMAGES)}")
+    parser.add_argument("--base", default=os.environ.get("BASE") or BASE_IMAGE)
+    parser.add_argument("--tag", default=os.environ.get("TAG") or "dev")
+    parser.add_argument("--to", type=Path, default=CACHE / "images", help="folder of the archives")
+    options = parser.parse_args(argv)
+    names = options.names or list(IMAGES)
+    unknown = [name for name in names if name not in IMAGES]
+    if unknown:
+        parser.error(f"no such image: {', '.join(unknown)}; there are {', '.join(IMAGES)}")
+    try:
+        fetch_wheels()
+        if options.action == "wheels":
+            return 0
+        with open_engine(CACHE / "docker") as engine:
+            build(engine, names, options.base, options.tag)
+            if options.action == "save":
+                for archive in save(engine, names, options.tag, options.to):
+                    print(archive)
+    except NoContainerEngine as exc:
+        say(f"cannot build images: {exc}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
