@@ -129,13 +129,15 @@ class Store(Generic[T]):
         `keep` names objects that exist but could not be decoded: what is here of them stays.
         """
         fresh = {self.projection.identify(value).key: value for value in values}
-        for key in [k for k in self._objects if k not in fresh and k not in set(keep)]:
+        staying = {*fresh, *keep}
+        for key in [k for k in self._objects if k not in staying]:
             self.remove(key)
         for key, value in fresh.items():
             old = self._objects.get(key)
             if old is None or self._version(old) != self._version(value):
                 self.put(value)
-        self.advance(resource_version)
+        # Not the maximum: a server restored from a backup may have gone back.
+        self._high_water = int(resource_version) if resource_version.isdigit() else 0
         self.synced = True
 
     def advance(self, resource_version: str) -> None:
