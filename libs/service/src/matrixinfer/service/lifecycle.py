@@ -156,7 +156,8 @@ async def serve(
 ) -> int:
     """The part of `run` inside the loop: admin port, signals, main, drain. Returns the exit code."""
     try:
-        async with _admin(lifecycle, metrics_page, required=admin_required), _signals(lifecycle) as second_signal:
+        # Signals first: whoever sees the admin port may already send one.
+        async with _signals(lifecycle) as second_signal, _admin(lifecycle, metrics_page, required=admin_required):
             return await _run_main(lifecycle, main, second_signal)
     except Exception as exc:
         # The last stop of every error: one log line, and the exit code.
@@ -164,7 +165,8 @@ async def serve(
         if wanted is None:
             log.error("crashed", exc_info=exc)
             return ExitCode.CRASHED
-        log.error("exit", code=int(wanted.code), reason=wanted.reason)
+        tell = log.error if wanted.code else log.info
+        tell("exit", code=int(wanted.code), reason=wanted.reason)
         return wanted.code
 
 

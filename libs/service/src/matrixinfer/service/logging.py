@@ -25,9 +25,9 @@ _LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARN
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
-    """Return the logger of one module; `name` is its short name and ends up under `logger`."""
+    """Return the logger of one module; `name` is its short name and ends up under `component`."""
     # structlog types its proxy as Any; `configure` makes it a filtering bound logger.
-    return cast("FilteringBoundLogger", structlog.get_logger(logger=name))
+    return cast("FilteringBoundLogger", structlog.get_logger(component=name))
 
 
 def configure(
@@ -40,7 +40,9 @@ def configure(
     redactor = Redactor(secrets)
 
     def named(_logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
-        return {"service": service, "level": "warning" if method == "warn" else method, **event}
+        # What people read first comes first in the line.
+        level = "warning" if method == "warn" else method
+        return {"time": event.pop("time"), "level": level, "service": service, "event": event.pop("event"), **event}
 
     def redacted(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
         return {key: redactor.value(key, value) for key, value in event.items()}
@@ -48,9 +50,9 @@ def configure(
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             named,
             _constant_event,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             structlog.processors.format_exc_info,
             redacted,
             structlog.processors.JSONRenderer(serializer=_dumps),

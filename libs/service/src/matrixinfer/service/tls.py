@@ -90,7 +90,7 @@ class ReloadingContext:
         return True
 
     async def watch(self, every_seconds: float = 10.0) -> None:
-        """Look at the files for ever; a task of the service's group. Kubernetes swaps mounted Secrets within a minute."""
+        """Look at the files for ever, as a task of the service. Kubernetes swaps mounted Secrets within a minute."""
         while True:
             await asyncio.sleep(every_seconds)
             await asyncio.to_thread(self.reload_if_changed)
