@@ -1,1 +1,11 @@
-"""A local Kubernetes with one command."""
+"""A local Kubernetes with one command: real components, no registry, nothing left behind.
+
+`ControlPlane` (tier A, no root) is etcd, API server, controller manager and scheduler on loopback; nodes are simulated.
+"""
+
+from matrixinfer.devcluster.components import Options
+from matrixinfer.devcluster.controlplane import ControlPlane
+from matrixinfer.devcluster.errors import ClusterError
+from matrixinfer.devcluster.layout import instance, repository
+
+__all__ = ["ClusterError", "ControlPlane", "Options", "instance", "repository"]
