@@ -14,6 +14,7 @@ __all__ = [
     "INFER_GROUP_NAME",
     "INFER_NAME",
     "INFER_PREFIX",
+    "INFER_REMOVAL",
     "INFER_REVISION",
     "INFER_ROLE",
     "INFER_ROLE_ID",
@@ -47,6 +48,8 @@ INFER_ROLE_ID: Final = INFER_PREFIX + "role-id"
 INFER_ENTRY: Final = INFER_PREFIX + "entry"
 INFER_REVISION: Final = INFER_PREFIX + "revision"
 INFER_UID: Final = INFER_PREFIX + "uid"
+INFER_REMOVAL: Final = INFER_PREFIX + "removal"
+"""Annotation beside `draining-since`: what is being removed with the pod and why, e.g. `group/ScaleDown`."""
 INFER_DRAINING_SINCE: Final = INFER_PREFIX + "draining-since"
 """Annotation on a pod that is about to be removed: RFC 3339 time. The gateway stops sending at once."""
 

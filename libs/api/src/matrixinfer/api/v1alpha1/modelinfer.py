@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from matrixinfer.api.conditions import Condition
+from matrixinfer.api.conditions import Condition, Timestamp
 from matrixinfer.api.meta import NO_DEFAULT, ApiModel, ApiObject, IntOrString, LabelSelector, NonNegative
 from matrixinfer.api.v1alpha1.core import PodTemplate
 from matrixinfer.api.v1alpha1.kinds import MODEL_INFER
@@ -21,6 +21,7 @@ __all__ = [
     "ModelInferStatus",
     "NetworkTopology",
     "RecoveryPolicy",
+    "RecoveryRecord",
     "Role",
     "RoleStatus",
     "RollingUpdateConfiguration",
@@ -170,6 +171,21 @@ class RoleStatus(ApiModel):
     """Replicas of the newest revision."""
 
 
+class RecoveryRecord(ApiModel):
+    """How often one group or role replica was rebuilt: what the back-off is counted from."""
+
+    name: str
+    """Name of the group, or of the group and the role replica in it (`x-0/decode-1`)."""
+    revision: str = ""
+    """Revision that failed; a newer one starts counting afresh."""
+    attempts: int = 0
+    """Rebuilds in a row."""
+    last_time: Timestamp | None = None
+    """When the last rebuild began."""
+    reason: str = ""
+    """Why, as one CamelCase word."""
+
+
 class ModelInferStatus(ApiModel):
     """What there is of a ModelInfer."""
 
@@ -196,6 +212,11 @@ class ModelInferStatus(ApiModel):
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
     ] = ()
     """Counts for each role."""
+    recoveries: Annotated[
+        tuple[RecoveryRecord, ...],
+        Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
+    ] = ()
+    """Groups and role replicas that were rebuilt of late."""
     conditions: tuple[Condition, ...] = ()
     """`Available`, `Progressing` and `UpdateInProgress`."""
 
