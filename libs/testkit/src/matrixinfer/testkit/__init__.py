@@ -1,1 +1,1 @@
-"""Builders, strategies and an in-memory API server for tests."""
+"""Test tools: an in-memory API server, builders, strategies, simulated nodes and the planner property suite."""
