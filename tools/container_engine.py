@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ContainerEngine", "NoContainerEngine", "open_engine"]
+__all__ = ["ContainerEngine", "NoContainerEngineError", "open_engine"]
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 LAST_WITHOUT_BUILDX = 22
 
 
-class NoContainerEngine(Exception):
+class NoContainerEngineError(Exception):
     """No engine can be used; the message says what is missing and how to get it."""
 
 
@@ -48,12 +48,16 @@ class ContainerEngine:
 
     def answer(self, *arguments: str) -> str:
         """Run one docker command and return what it printed."""
-        done = subprocess.run([self.client, *arguments], check=True, capture_output=True, text=True, env=self.environment())
+        done = subprocess.run(
+            [self.client, *arguments], check=True, capture_output=True, text=True, env=self.environment()
+        )
         return done.stdout.strip()
 
     def has_image(self, reference: str) -> bool:
         """True when the image is present locally."""
-        found = subprocess.run([self.client, "image", "inspect", reference], capture_output=True, env=self.environment(), check=False)
+        found = subprocess.run(
+            [self.client, "image", "inspect", reference], capture_output=True, env=self.environment(), check=False
+        )
         return found.returncode == 0
 
     def environment(self) -> dict[str, str]:
@@ -73,13 +77,19 @@ def _client() -> str:
         if major and int(major[1]) <= LAST_WITHOUT_BUILDX:
             return path
     missing = "no docker client" if not found else "no docker client that can build with BuildKit"
-    raise NoContainerEngine(f"{missing}; fix: apt-get install docker.io")
+    raise NoContainerEngineError(f"{missing}; fix: apt-get install docker.io")
 
 
 def _answers(client: str, host: str | None) -> bool:
     environment = {**os.environ, **({"DOCKER_HOST": host} if host else {})}
     with contextlib.suppress(subprocess.TimeoutExpired):
-        probe = subprocess.run([client, "version", "--format", "{{.Server.Version}}"], capture_output=True, timeout=5, env=environment, check=False)
+        probe = subprocess.run(
+            [client, "version", "--format", "{{.Server.Version}}"],
+            capture_output=True,
+            timeout=5,
+            env=environment,
+            check=False,
+        )
         return probe.returncode == 0
     return False
 
@@ -88,7 +98,7 @@ def _answers(client: str, host: str | None) -> bool:
 def open_engine(data: Path) -> Iterator[ContainerEngine]:
     """Yield an engine: the one that answers already, else a private daemon that keeps its layers in `data`.
 
-    Raises `NoContainerEngine` when there is neither.
+    Raises `NoContainerEngineError` when there is neither.
     """
     client = _client()
     if _answers(client, None):
@@ -96,17 +106,22 @@ def open_engine(data: Path) -> Iterator[ContainerEngine]:
         return
     daemon = shutil.which("dockerd") or shutil.which("dockerd", path="/usr/sbin:/sbin")
     if not daemon:
-        raise NoContainerEngine("no engine answers and dockerd is not installed; fix: apt-get install docker.io")
+        raise NoContainerEngineError("no engine answers and dockerd is not installed; fix: apt-get install docker.io")
     if os.geteuid() != 0:
-        raise NoContainerEngine("no engine answers and only root can start dockerd; fix: run as root or start docker")
+        raise NoContainerEngineError(
+            "no engine answers and only root can start dockerd; fix: run as root or start docker"
+        )
     data.mkdir(parents=True, exist_ok=True)
     run = Path(tempfile.mkdtemp(prefix="mi-docker-", dir="/tmp"))
     host = f"unix://{run}/sock"
     log = run / "log"
     with log.open("wb") as out:
         child = subprocess.Popen(
-            [daemon, "--data-root", str(data), "--exec-root", f"{run}/run", "--pidfile", f"{run}/pid", "--host", host]
-            + ["--bridge=none", "--iptables=false", "--ip6tables=false", "--ip-forward=false", "--ip-masq=false"],
+            [
+                *(daemon, "--data-root", str(data), "--exec-root", f"{run}/run", "--pidfile", f"{run}/pid"),
+                *("--host", host, "--bridge=none", "--iptables=false", "--ip6tables=false"),
+                *("--ip-forward=false", "--ip-masq=false"),
+            ],
             stdout=out,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -123,7 +138,7 @@ def _wait_until_up(child: subprocess.Popen[bytes], client: str, host: str, log: 
     while not _answers(client, host):
         if child.poll() is not None or time.monotonic() > deadline:
             tail = log.read_text(errors="replace")[-800:]
-            raise NoContainerEngine(f"dockerd did not start; the end of its log:\n{tail}")
+            raise NoContainerEngineError(f"dockerd did not start; the end of its log:\n{tail}")
         time.sleep(0.2)
 
 

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.container_engine import ContainerEngine, NoContainerEngine, open_engine
+from tools.container_engine import ContainerEngine, NoContainerEngineError, open_engine
 
 __all__ = ["IMAGES", "main"]
 
@@ -63,9 +63,19 @@ def fetch_wheels() -> None:
 
 def _download(folder: str, what: Sequence[str], *, constrained: bool = True) -> None:
     machine = platform.machine()
-    platforms = [f"--platform={tag}_{machine}" for tag in ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")]
+    platforms = [
+        f"--platform={tag}_{machine}" for tag in ("manylinux_2_34", "manylinux_2_28", "manylinux_2_17", "manylinux2014")
+    ]
     constraint = ["--constraint", str(ROOT / "constraints.txt")] if constrained else []
-    pip = ["-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--implementation=cp"]
+    pip = [
+        "-m",
+        "pip",
+        "download",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--only-binary=:all:",
+        "--implementation=cp",
+    ]
     subprocess.run(
         [sys.executable, *pip, "--python-version=3.11", *platforms, *constraint, "--dest", str(WHEELS / folder), *what],
         check=True,
@@ -74,7 +84,11 @@ def _download(folder: str, what: Sequence[str], *, constrained: bool = True) -> 
 
 def _uv(arguments: Sequence[str]) -> None:
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ.get('PATH', '')}") or "uv"
-    environment = {**os.environ, "VIRTUAL_ENV": str(Path(sys.executable).parent.parent), "SOURCE_DATE_EPOCH": "1700000000"}
+    environment = {
+        **os.environ,
+        "VIRTUAL_ENV": str(Path(sys.executable).parent.parent),
+        "SOURCE_DATE_EPOCH": "1700000000",
+    }
     subprocess.run([uv, *arguments], check=True, cwd=ROOT, env=environment)
 
 
@@ -149,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.action == "save":
                 for archive in save(engine, names, options.tag, options.to):
                     print(archive)
-    except NoContainerEngine as exc:
+    except NoContainerEngineError as exc:
         say(f"cannot build images: {exc}")
         return 1
     return 0

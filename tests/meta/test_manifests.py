@@ -50,7 +50,9 @@ def test_a_service_is_probed_on_its_admin_port(service: str):
     container = pod_spec(service)["containers"][0]
     assert container["livenessProbe"]["httpGet"] == {"path": "/livez", "port": "admin"}
     assert container["readinessProbe"]["httpGet"] == {"path": "/readyz", "port": "admin"}
-    assert {"name": "admin", "containerPort": 9090} in [{k: p[k] for k in ("name", "containerPort")} for p in container["ports"]]
+    assert {"name": "admin", "containerPort": 9090} in [
+        {k: p[k] for k in ("name", "containerPort")} for p in container["ports"]
+    ]
 
 
 @pytest.mark.parametrize("service", [*LONG_RUNNING, "downloader"])

@@ -47,7 +47,17 @@ def test_every_pin_is_a_plain_line():
 
 def test_no_file_names_a_package_host_or_a_path_of_one_machine():
     forbidden = re.compile(
-        "|".join(["pyp" + r"i\.org", "pythonho" + r"sted\.", r"registry\.npm" + r"js", r"proxy\.gola" + "ng", r"deb\.deb" + r"ian\.", "/ro" + r"ot/\.", "/wor" + "k/ma" + "in"])
+        "|".join(
+            [
+                "pyp" + r"i\.org",
+                "pythonho" + r"sted\.",
+                r"registry\.npm" + r"js",
+                r"proxy\.gola" + "ng",
+                r"deb\.deb" + r"ian\.",
+                "/ro" + r"ot/\.",
+                "/wor" + "k/ma" + "in",
+            ]
+        )
     )
     guilty = [str(path) for path in tracked() if forbidden.search(path.read_text(errors="ignore"))]
     assert guilty == []
