@@ -42,11 +42,10 @@ def install(arguments: list[str]) -> None:
     """Install from the mounted wheels and nowhere else."""
     pip = next(WHEELS.joinpath("pip").glob("pip-*.whl"))
     links = [f"--find-links={folder}" for folder in sorted(WHEELS.iterdir()) if folder.is_dir()]
+    quiet = ("--no-warn-script-location", "--root-user-action=ignore", "--disable-pip-version-check", "--quiet")
+    offline = ("--no-index", "--no-cache-dir", *links)
     subprocess.run(
-        [sys.executable, f"{pip}/pip", "--python", str(HOME / "bin/python"), "install", "--no-index", "--no-cache-dir"]
-        + ["--no-warn-script-location", "--root-user-action=ignore", "--disable-pip-version-check", "--quiet"]
-        + links
-        + arguments,
+        [sys.executable, f"{pip}/pip", "--python", str(HOME / "bin/python"), "install", *quiet, *offline, *arguments],
         check=True,
     )
 
