@@ -1,12 +1,12 @@
 """Verbs on resources, as decoded JSON, each with a deadline.
 
-Owns URLs, content types and query parameters of the Kubernetes API. Refuses to retry, to cache and to type: manifests are
-plain JSON. Server-side apply always forces, because a controller owns what it applies.
+Owns URLs, content types and query parameters of the Kubernetes API. Refuses to retry, to cache and to type: manifests
+are plain JSON. Server-side apply always forces, because a controller owns what it applies.
 """
 
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -108,7 +108,7 @@ class Client:
         page_size: int = 500,
         deadline_seconds: float = 30.0,
     ) -> AsyncIterator[Page]:
-        """Yield the pages of a list as raw bytes per object. Raises Gone when the list took so long that its token expired."""
+        """Yield the pages of a list, raw bytes per object. Raises Gone when it took so long that its token expired."""
         params = {"limit": str(page_size), **_selectors(label_selector, field_selector)}
         while True:
             raw = await self._send(
@@ -145,13 +145,12 @@ class Client:
             **_selectors(label_selector, field_selector),
         }
         path = resource.collection_path(namespace)
-        with _counted("watch", resource):
-            stream = self._transport.stream(path, params=params, deadline_seconds=deadline_seconds)
-            lines = await stream.__aenter__()
-        try:
+        async with AsyncExitStack() as stack:
+            with _counted("watch", resource):
+                lines = await stack.enter_async_context(
+                    self._transport.stream(path, params=params, deadline_seconds=deadline_seconds)
+                )
             yield _events(lines)
-        finally:
-            await stream.__aexit__(None, None, None)
 
     async def create(
         self,
@@ -183,7 +182,8 @@ class Client:
     ) -> dict[str, Any]:
         """Server-side apply, taking over conflicting fields; creates the object when it is absent.
 
-        A `metadata.uid` in the manifest is a precondition. Fields this manager applied before and leaves out now are removed.
+        A `metadata.uid` in the manifest is a precondition. Fields that this manager applied before and leaves out now
+        are removed.
         """
         return await self._json(
             "apply",

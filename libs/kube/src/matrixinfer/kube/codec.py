@@ -1,7 +1,7 @@
 """How the bytes of one object become the value that a store holds.
 
-Owns decoding and the few fields every store needs (`Identity`). Refuses validation: an object comes from the API server, which
-has checked it. The trap is memory: a pod costs about 40 KiB as a dict and about 3 as `PodView`, so anything that
+Owns decoding and the few fields every store needs (`Identity`). Refuses validation: an object comes from the API
+server, which has checked it. The trap is memory: a pod costs about 40 KiB as a dict and about 3 as `PodView`, so anything that
 caches pods should project.
 """
 
@@ -171,7 +171,11 @@ def typed(decode: Callable[[bytes], M]) -> Projection[M]:
 
 def struct(type_: type[S]) -> Projection[S]:
     """Return the projection into a msgspec struct whose field `metadata` is a `Meta`."""
-    return Projection(msgspec.json.Decoder(type_).decode, _identity_of_typed)
+    return Projection(msgspec.json.Decoder(type_).decode, _identity_of_struct)
+
+
+def _identity_of_struct(value: Any) -> Identity:
+    return _identity_of_typed(value)
 
 
 def _identity_of_typed(value: HasMetadata) -> Identity:

@@ -1,9 +1,12 @@
 """What can go wrong between us and an API server, one exception per meaning.
 
 Owns the mapping from a status code and a `Status` body to a type. Refuses to decide what to do about it: that is
-`reconcile.outcome`. The trap: 409 means two things (`AlreadyExists` for a create, `Conflict` for a precondition), and only
-the reason in the body tells them apart.
+`reconcile.outcome`. The trap: 409 means two things (`AlreadyExists` for a create, `Conflict` for a precondition), and
+only the reason in the body tells them apart.
 """
+
+# The names are the reasons that the API itself uses; "NotFoundError" would say the same thing twice.
+# ruff: noqa: N818
 
 from collections.abc import Mapping
 from typing import Any

@@ -38,7 +38,7 @@ __all__ = [
     "owner_reference",
 ]
 
-Json: TypeAlias = "None | bool | int | float | str | list[Json] | dict[str, Json]"
+Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 """A decoded JSON value."""
 
 Manifest: TypeAlias = Mapping[str, Json]

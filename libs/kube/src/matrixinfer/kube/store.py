@@ -1,7 +1,7 @@
 """Objects of one resource in memory, with indexes.
 
-Owns the objects, their indexes and who wants to hear of changes. Refuses I/O: a reflector is its only writer. Readers get
-the stored values themselves and must not change them. Everything is synchronous, so a reader that does not await sees
+Owns the objects, their indexes and who wants to hear of changes. Refuses I/O: a reflector is its only writer. Readers
+get the stored values themselves and must not change them. Everything is synchronous, so a reader that does not await sees
 one consistent state.
 """
 
@@ -170,7 +170,7 @@ _TERMS = re.compile(r",(?![^(]*\))")
 
 
 def labels_match(selector: str, labels: Mapping[str, str]) -> bool:
-    """True when `labels` satisfy a selector string: `a=b`, `a!=b`, `a`, `!a`, `a in (b,c)`, `a notin (b)`, comma = and."""
+    """True when `labels` satisfy a selector: `a=b`, `a!=b`, `a`, `!a`, `a in (b,c)`, `a notin (b)`; comma means and."""
     return all(_term_matches(term.strip(), labels) for term in _TERMS.split(selector) if term.strip())
 
 

@@ -1,8 +1,9 @@
 """HTTP to one API server: credentials, TLS, connections, deadlines, status checks.
 
-The only file that imports kubernetes_asyncio, and only its configuration and credentials: its REST client has no default
-timeout and, in the released version, no status check for raw responses. Refuses to retry (the work queue does that); the one
-exception is a 401, after which the credentials are read again and the request is sent once more, because a rotated token is no failure.
+The only file that imports kubernetes_asyncio, and only its configuration and credentials: its REST client has no
+default timeout and, in the released version, no status check for raw responses. Refuses to retry (the work queue does
+that); the one exception is a 401, after which the credentials are read again and the request is sent once more, because a
+rotated token is no failure.
 
 Traps: a pod's token file is replaced about once an hour and a kubeconfig's `tokenFile` just the same; an unfinished
 line of a watch may be megabytes long; short requests and watches share nothing, so that watches cannot use up the pool.
@@ -116,11 +117,15 @@ class KubernetesCredentials(Credentials):
 
     async def _read_in_cluster(self) -> None:
         configuration = Configuration()
-        kubernetes_config.load_incluster_config(client_configuration=configuration, try_refresh_token=False)
+        # The library ships types, but this one function has none.
+        kubernetes_config.load_incluster_config(  # type: ignore[no-untyped-call]
+            client_configuration=configuration, try_refresh_token=False
+        )
         self._configuration = configuration
 
     async def _read_kubeconfig(self, path: Path) -> None:
-        stat = path.stat()
+        # A local stat, once a minute; a thread would cost more than it saves.
+        stat = path.stat()  # noqa: ASYNC240
         version = (stat.st_mtime_ns, stat.st_ino)
         if self._loader is None or version != self._kubeconfig_version:
             self._configuration = Configuration()

@@ -77,7 +77,7 @@ def parse_page(raw: bytes) -> Page:
 
 
 def parse_event(line: bytes) -> WatchEvent:
-    """Return the event; raises what an ERROR event carries (`Gone` for 410), or ApiError for a line that is no event."""
+    """Return the event; raises what an ERROR event carries (`Gone` for 410), or ApiError when it is no event."""
     try:
         event = _decode_event(line)
         if event.type == _ERROR:
