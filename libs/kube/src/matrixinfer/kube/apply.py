@@ -1,11 +1,12 @@
 """Carries a plan out: the only code of a controller that awaits.
 
-Owns the order (waves, then status), how many writes are under way, and what counts as success. Refuses to decide anything
-a planner could decide, and to retry: a failed step fails the pass and the queue brings the key back.
+Owns the order (waves, then status), how many writes are under way, and what counts as success. Refuses to decide
+anything a planner could decide, and to retry: a failed step fails the pass and the queue brings the key back.
 
-Traps: the first create of a large wave may be refused by a quota, and then the other 999 should not be tried (slow start);
-a create or delete whose answer was lost may have happened, so "exists with our owner" and "gone" are successes; a process
-that was stopped and woken up may still hold a plan, so `may_write` is asked right before every write.
+Traps: the first create of a large wave may be refused by a quota, and then the other 999 should not be tried (slow
+start); a create or delete whose answer was lost may have happened, so "exists with our owner" and "gone" are
+successes; a process that was stopped and woken up may still hold a plan, so `may_write` is asked right before every
+write.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ from matrixinfer.kube.codec import Identity
 from matrixinfer.kube.errors import AlreadyExists, Conflict, KubeError, LeaseLost, NotFound, NotOwned
 from matrixinfer.kube.expectations import Written
 from matrixinfer.kube.plan import Apply, Create, Delete, Merge, Plan, Scale, Step, WriteStatus
-from matrixinfer.kube.resource import Key, Manifest, Resource, controller_uid, key_of
+from matrixinfer.kube.resource import Json, Key, Manifest, Resource, controller_uid, key_of
 from matrixinfer.kube.store import Store
 
 __all__ = ["Executor", "Explain", "Failure", "Report"]
@@ -111,19 +112,20 @@ class Executor:
             async with asyncio.TaskGroup() as group:
                 tasks = [group.create_task(self._attempt(step, run)) for step in steps]
             results = [task.result() for task in tasks]
+        if lost := next((result for result in results if isinstance(result, LeaseLost)), None):
+            raise lost
         return Report(
             tuple(result for result in results if isinstance(result, Written)),
             tuple(result for result in results if isinstance(result, Failure)),
         )
 
-    async def _attempt(self, step: Any, run: Callable[[Any], Any]) -> Written | Failure | None:
+    async def _attempt(self, step: Any, run: Callable[[Any], Any]) -> Written | Failure | LeaseLost | None:
         async with self._in_flight:
             if not self._may_write():
-                raise LeaseLost("the lease is no longer ours; nothing more is written")
+                # Returned, because raised in a task group it would arrive wrapped and be taken for a bug.
+                return LeaseLost("the lease is no longer ours; nothing more is written")
             try:
                 written: Written | None = await run(step)
-            except LeaseLost:
-                raise
             except KubeError as exc:
                 return Failure(step, exc)
             return written
@@ -232,7 +234,7 @@ class Executor:
 
     async def _write_status(self, status: WriteStatus) -> Written | None:
         key = status.key
-        metadata = {"name": key.name, "uid": status.uid}
+        metadata: dict[str, Json] = {"name": key.name, "uid": status.uid}
         if key.namespace:
             metadata["namespace"] = key.namespace
         try:

@@ -1,7 +1,8 @@
 """All watches of one process.
 
-Owns which resources are watched and when they count as synced. Watches are declared before `run`, so that "synced" means
-the same thing from then on. Two controllers of one process that want the same objects share the store they are handed.
+Owns which resources are watched and when they count as synced. Watches are declared before `run`, so that "synced"
+means the same thing from then on. Two controllers of one process that want the same objects share the store they are
+handed.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """How the bytes of one object become the value that a store holds.
 
 Owns decoding and the few fields every store needs (`Identity`). Refuses validation: an object comes from the API
-server, which has checked it. The trap is memory: a pod costs about 40 KiB as a dict and about 3 as `PodView`, so anything that
-caches pods should project.
+server, which has checked it. The trap is memory: a pod costs about 40 KiB as a dict and about 3 as `PodView`, so
+anything that caches pods should project.
 """
 
 import sys

@@ -1,7 +1,8 @@
 """The loop around one reconciler: key → observe → plan → apply → outcome.
 
-Owns workers, the queue and expectations of one kind. Knows nothing of what is reconciled: a reconciler is two functions
-without `await`. The trap it exists for: whatever one key does (raise, fail, hang up to its deadlines), the others go on.
+Owns workers, the queue and expectations of one kind. Knows nothing of what is reconciled: a reconciler is two
+functions without `await`. The trap it exists for: whatever one key does (raise, fail, hang up to its deadlines), the
+others go on.
 """
 
 import asyncio
@@ -46,8 +47,9 @@ class Reconciler(Protocol[Seen]):
 class Controller(Generic[Seen]):
     """One reconciler with its queue and workers. Hand it to a `Manager`, which runs it.
 
-    `primary` is the store of the reconciled kind; every change in it wakes its own key. `sources` say which keys other
-    changes wake. `explain` is a pure function that says failures in the status; without it the plan's status is written.
+    `primary` is the store of the reconciled kind; every change in it wakes its own key. `sources` say which keys
+    other changes wake. `explain` is a pure function that says failures in the status; without it the plan's status is
+    written.
     """
 
     def __init__(

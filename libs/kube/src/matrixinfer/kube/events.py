@@ -1,10 +1,10 @@
 """Events: what happened, told to whoever runs `kubectl describe`.
 
-Owns counting repeats, combining look-alikes, limiting the rate per object, and sending in the background. Refuses to be waited for:
-an event that cannot be sent is dropped and counted, never retried against a struggling server.
+Owns counting repeats, combining look-alikes, limiting the rate per object, and sending in the background. Refuses to
+be waited for: an event that cannot be sent is dropped and counted, never retried against a struggling server.
 
-`Correlator` is the pure part. The trap: a loop that notes the same thing each pass must become one Event object whose count
-grows, not a thousand objects in etcd.
+`Correlator` is the pure part. The trap: a loop that notes the same thing each pass must become one Event object whose
+count grows, not a thousand objects in etcd.
 """
 
 import asyncio
@@ -62,7 +62,10 @@ class _Bucket:
 
 
 class Correlator:
-    """Turns notes into series: repeats raise a count, look-alikes are combined, a flood is cut off. Pure but for its memory."""
+    """Turns notes into series: repeats raise a count, look-alikes are combined, a flood is cut off.
+
+    Pure but for its memory, which is bounded.
+    """
 
     def __init__(self, *, burst: int = 25, refill_seconds: float = 10.0) -> None:
         self._burst = burst

@@ -1,7 +1,8 @@
 """What a key's own writes must make visible before the key is planned again.
 
 Without it a cache that lags behind shows no pod where one was just created, and the plan creates another, or counts a
-deleted one as alive. The wait is bounded: a write that never shows (deleted at once, outside every selector) delays, never blocks.
+deleted one as alive. The wait is bounded: a write that never shows (deleted at once, outside every selector) delays,
+never blocks.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

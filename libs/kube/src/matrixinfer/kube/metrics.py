@@ -1,7 +1,8 @@
 """Metrics of the library, on the default Prometheus registry.
 
 The `workqueue_*`, `controller_runtime_*`, `rest_client_*` and `leader_election_*` names and labels are those that
-existing Kubernetes dashboards query. Label sets are closed: controllers, resources, verbs and status codes, never object names.
+existing Kubernetes dashboards query. Label sets are closed: controllers, resources, verbs and status codes, never
+object names.
 """
 
 from typing import Final

@@ -59,7 +59,7 @@ def outcome(plan: Plan, report: Report) -> Outcome:
 
 
 def notes_after(plan: Plan, report: Report) -> tuple[Note, ...]:
-    """Return the events to send: the plan's own when all succeeded, else a warning for each refusal that needs a human."""
+    """Return the events to send: the plan's own when all succeeded, else a warning for each refusal."""
     if report.complete:
         return tuple(plan.notes)
     refusals = (failure for failure in report.failures if isinstance(failure.error, NotOwned | Invalid | Forbidden))

@@ -1,11 +1,12 @@
 """Keeps one store equal to the API server: list, then watch, for ever.
 
-Owns the resourceVersion and every way in which a watch can end. A broken or silent watch is opened again where it was; only
-410 and the first start cost a list, whose difference to the store is told to listeners as if it had been watched.
+Owns the resourceVersion and every way in which a watch can end. A broken or silent watch is opened again where it
+was; only 410 and the first start cost a list, whose difference to the store is told to listeners as if it had been
+watched.
 
-Traps: a half-open connection looks like a quiet cluster, hence the inactivity timeout (the server sends a bookmark about
-once a minute); an object that cannot be decoded must not stop the others; a watch that ends at once must not become
-a busy loop.
+Traps: a half-open connection looks like a quiet cluster, hence the inactivity timeout (the server sends a bookmark
+about once a minute); an object that cannot be decoded must not stop the others; a watch that ends at once must not
+become a busy loop.
 """
 
 import asyncio

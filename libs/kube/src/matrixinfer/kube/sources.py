@@ -1,7 +1,7 @@
 """Which keys a change wakes.
 
-Pure mapping from an object to the keys of those who care. A change wakes the keys of the object as it was and as it is, so
-that a label or owner that moves wakes both sides.
+Pure mapping from an object to the keys of those who care. A change wakes the keys of the object as it was and as it
+is, so that a label or owner that moves wakes both sides.
 """
 
 from collections.abc import Callable, Iterable

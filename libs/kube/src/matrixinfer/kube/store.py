@@ -1,8 +1,8 @@
 """Objects of one resource in memory, with indexes.
 
 Owns the objects, their indexes and who wants to hear of changes. Refuses I/O: a reflector is its only writer. Readers
-get the stored values themselves and must not change them. Everything is synchronous, so a reader that does not await sees
-one consistent state.
+get the stored values themselves and must not change them. Everything is synchronous, so a reader that does not await
+sees one consistent state.
 """
 
 import re

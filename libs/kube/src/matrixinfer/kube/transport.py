@@ -2,8 +2,8 @@
 
 The only file that imports kubernetes_asyncio, and only its configuration and credentials: its REST client has no
 default timeout and, in the released version, no status check for raw responses. Refuses to retry (the work queue does
-that); the one exception is a 401, after which the credentials are read again and the request is sent once more, because a
-rotated token is no failure.
+that); the one exception is a 401, after which the credentials are read again and the request is sent once more,
+because a rotated token is no failure.
 
 Traps: a pod's token file is replaced about once an hour and a kubeconfig's `tokenFile` just the same; an unfinished
 line of a watch may be megabytes long; short requests and watches share nothing, so that watches cannot use up the pool.
