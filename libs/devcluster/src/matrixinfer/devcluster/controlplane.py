@@ -184,6 +184,7 @@ class ControlPlane:
             found = state.load(self.place)
             if found is not None and not found.kept and state.is_unused(self.place):
                 self._clean_up()
+                shutil.rmtree(self.place.folder, ignore_errors=True)
 
     def _ensure_up(self, lock: int, options: Options, say: Say) -> None:
         if self.is_up():
@@ -191,6 +192,8 @@ class ControlPlane:
         programs = self.binaries(say)
         for attempt in range(3):
             self._clean_up()
+            # Logs outlive `down`, so that what went wrong can be read then; a new start begins new ones.
+            shutil.rmtree(self.place.logs, ignore_errors=True)
             try:
                 self._start(lock, programs, options, say)
             except _PortTakenError:
@@ -257,11 +260,11 @@ class ControlPlane:
     def _fail_if_dead(self) -> None:
         """Raise with the end of the log when a process that was started has ended."""
         running = self.ledger.running()
-        for record in sorted(self.place.processes.iterdir()):
-            if record.name in running:
+        for name in self.state.commands:
+            if name in running or self.ledger.recorded(name) is None:
                 continue
-            tail = self.ledger.tail(record.name)
-            message = f"{record.name} ended; the end of {self.ledger.log(record.name)}:\n{tail}"
+            tail = self.ledger.tail(name)
+            message = f"{name} ended; the end of {self.ledger.log(name)}:\n{tail}"
             raise _PortTakenError(message) if "address already in use" in tail else ClusterError(message)
 
     def _clean_up(self) -> None:
@@ -272,7 +275,7 @@ class ControlPlane:
         order = [n for n in names if n not in {"etcd", "kube-apiserver"}]
         self.ledger.stop(*order, patience_seconds=3)
         self.ledger.stop("kube-apiserver", "etcd", hard=True)
-        for folder in (self.place.processes, self.place.logs, self.place.data):
+        for folder in (self.place.processes, self.place.data):
             shutil.rmtree(folder, ignore_errors=True)
         self.place.state_file.unlink(missing_ok=True)
 

@@ -9,7 +9,7 @@ The trap: the readiness of an API server is asked before it listens, so a refuse
 import http.client
 import ssl
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
@@ -70,11 +70,15 @@ class Api:
         query = {"fieldManager": manager, "force": "true"}
         return self._json("PATCH", path, manifest, query=query, content_type="application/apply-patch+yaml")
 
-    def delete(self, path: str, *, grace_seconds: int | None = None) -> None:
-        """DELETE an object; that it is gone already is fine."""
-        query = {} if grace_seconds is None else {"gracePeriodSeconds": str(grace_seconds)}
+    def delete(self, path: str, *, grace_seconds: int | None = None, uid: str = "") -> None:
+        """DELETE an object (only the one with `uid`, when given); that it is gone already is fine."""
+        options: Answer = {"apiVersion": "v1", "kind": "DeleteOptions"}
+        if grace_seconds is not None:
+            options["gracePeriodSeconds"] = grace_seconds
+        if uid:
+            options["preconditions"] = {"uid": uid}
         try:
-            self._json("DELETE", path, query=query)
+            self._json("DELETE", path, options)
         except ApiRefusedError as refused:
             if refused.status != http.HTTPStatus.NOT_FOUND:
                 raise
@@ -88,6 +92,20 @@ class Api:
                 return False
             raise
         return True
+
+    def watch(self, path: str, resource_version: str, *, seconds: float = 60) -> Iterator[Answer]:
+        """Yield the watch events of a collection, for `seconds` at most."""
+        query = {"watch": "true", "resourceVersion": resource_version, "timeoutSeconds": str(int(seconds))}
+        connection = self._connection(seconds + 10)
+        try:
+            connection.request("GET", f"{path}?{urlencode(query)}", headers=self._headers({}))
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                raise ApiRefusedError(response.status, response.read().decode(errors="replace"))
+            while line := response.readline():
+                yield orjson.loads(line)
+        finally:
+            connection.close()
 
     def text(self, path: str, seconds: float | None = None) -> tuple[int, str]:
         """GET plain text, such as /readyz; status 0 when nobody answers."""
@@ -117,15 +135,19 @@ class Api:
     def _exchange(
         self, method: str, target: str, body: bytes | None, headers: Mapping[str, str], seconds: float
     ) -> tuple[int, bytes]:
-        connection = http.client.HTTPSConnection(self._host, self._port, timeout=seconds, context=self._tls)
-        sent = {"Accept": "application/json", **headers}
-        if self._token:
-            sent["Authorization"] = f"Bearer {self._token}"
+        connection = self._connection(seconds)
         try:
-            connection.request(method, target, body, sent)
+            connection.request(method, target, body, self._headers(headers))
             response = connection.getresponse()
             return response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
             raise ClusterError(f"no answer from https://{self._host}:{self._port}: {error}") from error
         finally:
             connection.close()
+
+    def _connection(self, seconds: float) -> http.client.HTTPSConnection:
+        return http.client.HTTPSConnection(self._host, self._port, timeout=seconds, context=self._tls)
+
+    def _headers(self, more: Mapping[str, str]) -> dict[str, str]:
+        authorization = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        return {"Accept": "application/json", **authorization, **more}

@@ -7,11 +7,13 @@ cluster goes down with its last user even when that was killed.
 The trap: the file says what was *intended* (`ready` false while going up). Whether it runs is asked of the processes.
 """
 
+import contextlib
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import IO
 
 import orjson
@@ -58,10 +60,21 @@ def save(instance: Instance, state: State) -> None:
 @contextmanager
 def transition(instance: Instance) -> Iterator[int]:
     """Hold the right to start and stop processes; yields the lock's descriptor for `Ledger.start`."""
-    instance.folder.mkdir(parents=True, exist_ok=True)
-    with instance.transition_lock.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()
+    while True:
+        instance.folder.mkdir(parents=True, exist_ok=True)
+        with instance.transition_lock.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Whoever held it before may have removed the folder; then this is the lock of nothing.
+            if _is_still_there(file, instance.transition_lock):
+                yield file.fileno()
+                return
+
+
+def _is_still_there(file: IO[str], path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def hold_as_user(instance: Instance) -> IO[str]:
@@ -83,5 +96,6 @@ def is_unused(instance: Instance) -> bool:
 
 def wait_until_unused(instance: Instance) -> None:
     """Block until there was a moment without users."""
-    with instance.users_lock.open("w") as file:
+    # Opened for reading: a cluster that is gone already must not get its folder back.
+    with contextlib.suppress(FileNotFoundError), instance.users_lock.open() as file:
         fcntl.flock(file, fcntl.LOCK_EX)

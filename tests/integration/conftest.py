@@ -1,0 +1,123 @@
+"""Tier A for every test of this tree: a real control plane that all workers of a run share, and what stands on it.
+
+The plane goes down with the last process of the run, however that ends. Services watch the whole cluster, so only one
+test at a time may run them: `service_process` holds a lock for the length of its test.
+
+    MATRIXINFER_CLUSTER_NAME=mine   use the plane of `python -m matrixinfer.devcluster up --name mine` and leave it up
+"""
+
+import contextlib
+import fcntl
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from matrixinfer.devcluster import ControlPlane, repository
+from matrixinfer.devcluster.binaries import build_extra
+from matrixinfer.devcluster.controlplane import free_ports, wait_for
+from matrixinfer.devcluster.s3 import ObjectStore, command, new_keys
+from matrixinfer.devcluster.services import ServiceProcess, forget_leases, start_service
+from matrixinfer.devcluster.simnodes import simulated_nodes
+from matrixinfer.devcluster.state import transition
+
+ROOT = repository()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever uses a control plane is marked, so that `-m "not integration"` leaves it out."""
+    for item in items:
+        if "bare_control_plane" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.integration)
+
+
+@pytest.fixture(scope="session")
+def cluster_name(request: pytest.FixtureRequest) -> str:
+    """The plane's name: one per run, the same in all workers of the run."""
+    given = os.environ.get("MATRIXINFER_CLUSTER_NAME")
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or f"{os.getpid():x}"
+    return given or f"it-{run[:8]}"
+
+
+@pytest.fixture(scope="session")
+def bare_control_plane(cluster_name: str) -> Iterator[ControlPlane]:
+    """A running control plane, without our CRDs."""
+    with ControlPlane.borrowed(cluster_name) as plane:
+        yield plane
+
+
+@pytest.fixture(scope="session")
+def crds(bare_control_plane: ControlPlane) -> list[str]:
+    """Apply crds/ and wait until the API server serves them; returns their names."""
+    names = bare_control_plane.apply(ROOT / "crds")
+    bare_control_plane.run_kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
+    return sorted(line.split()[0].partition("/")[2] for line in names.splitlines())
+
+
+@pytest.fixture(scope="session")
+def control_plane(bare_control_plane: ControlPlane, crds: list[str]) -> ControlPlane:
+    """A running control plane that serves our kinds."""
+    return bare_control_plane
+
+
+@pytest.fixture
+def namespace(bare_control_plane: ControlPlane) -> Iterator[str]:
+    """A fresh namespace, gone (with what is in it) after the test."""
+    name = f"t-{uuid.uuid4().hex[:10]}"
+    account = f"/api/v1/namespaces/{name}/serviceaccounts/default"
+    bare_control_plane.api.create("/api/v1/namespaces", {"metadata": {"name": name}})
+    # Pods are refused until the controller manager has made this account.
+    wait_for(f"ServiceAccount default of {name}", lambda: bare_control_plane.api.exists(account), 30)
+    yield name
+    bare_control_plane.api.delete(f"/api/v1/namespaces/{name}")
+
+
+@pytest.fixture
+def nodes(bare_control_plane: ControlPlane) -> Iterator[list[str]]:
+    """Three simulated nodes whose pods become Ready, fail or end as their annotations say."""
+    with simulated_nodes(bare_control_plane.api, 3, prefix=f"sim-{uuid.uuid4().hex[:6]}") as names:
+        yield names
+
+
+ServiceStarter = Callable[..., ServiceProcess]
+
+
+@pytest.fixture
+def service_process(control_plane: ControlPlane) -> Iterator[ServiceStarter]:
+    """`service_process("gateway", {"MATRIXINFER_GATEWAY_PORT": "…"})`: a real process with its shipped rights, ready.
+
+    `wait=False` returns before it is ready. All that were started are stopped after the test.
+    """
+    started: list[ServiceProcess] = []
+
+    def start(service: str, env: dict[str, str] | None = None, *, wait: bool = True) -> ServiceProcess:
+        process = start_service(control_plane, service, env, wait=wait)
+        started.append(process)
+        return process
+
+    with (control_plane.place.folder / "services.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        forget_leases(control_plane)
+        yield start
+        for process in reversed(started):
+            process.stop()
+
+
+@pytest.fixture(scope="session")
+def s3(bare_control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
+    """A real S3 server over an empty folder, on loopback."""
+    folder: Path = tmp_path_factory.mktemp("s3")
+    for part in ("buckets", "metadata"):
+        (folder / part).mkdir()
+    (port,) = free_ports(1)
+    store = ObjectStore(f"http://127.0.0.1:{port}", *new_keys())
+    ledger, name = bare_control_plane.ledger, f"s3-{port}"
+    argv = command(build_extra("versitygw", print), f"127.0.0.1:{port}", folder)
+    with transition(bare_control_plane.place) as lock:
+        ledger.start(name, argv, lock=lock, env=store.server_env)
+    wait_for("the S3 server", store.is_up, 30)
+    yield store
+    with contextlib.suppress(FileNotFoundError):
+        ledger.stop(name, patience_seconds=2)
