@@ -7,7 +7,7 @@ when `status` changes, otherwise a steady object would be written for ever.
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, TypeAlias
 
 from pydantic import BeforeValidator, Field, PlainSerializer
 
@@ -16,6 +16,7 @@ from matrixinfer.api.meta import ApiModel
 __all__ = [
     "Condition",
     "ConditionStatus",
+    "Conditions",
     "Timestamp",
     "find_condition",
     "format_time",
@@ -76,6 +77,13 @@ class Condition(ApiModel):
     """Why, as a sentence for people."""
     observed_generation: Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})] = 0
     """Generation of the spec that this condition speaks of."""
+
+
+Conditions: TypeAlias = Annotated[
+    tuple[Condition, ...],
+    Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}),
+]
+"""The conditions of an object, one of each type."""
 
 
 def find_condition(conditions: Iterable[Condition], type_: str) -> Condition | None:

@@ -7,9 +7,9 @@ also be written inline in a Model. Shares are integers in percent; there are no 
 from enum import StrEnum
 from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from matrixinfer.api.conditions import Condition, Timestamp
+from matrixinfer.api.conditions import Conditions, Timestamp
 from matrixinfer.api.meta import (
     NO_DEFAULT,
     ApiModel,
@@ -169,7 +169,7 @@ class AutoscalingPolicyStatus(ApiModel):
     """Generation that the status speaks of."""
     bindings: int | None = None
     """Bindings that use the policy."""
-    conditions: tuple[Condition, ...] = ()
+    conditions: Conditions = ()
     """`Accepted`."""
 
 
@@ -258,17 +258,6 @@ class OptimizerConfiguration(ApiModel):
 class AutoscalingPolicyBindingSpec(ApiModel):
     """Which policy rules whom."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "has(self.optimizerConfiguration) != has(self.scalingConfiguration)",
-                    "message": "Either optimizerConfiguration or scalingConfiguration must be set, but not both.",
-                }
-            ]
-        }
-    )
-
     policy_ref: LocalObjectReference
     """The AutoscalingPolicy, in the same namespace."""
     scaling_configuration: ScalingConfiguration | None = None
@@ -335,7 +324,7 @@ class AutoscalingPolicyBindingStatus(ApiModel):
     """The last recommendation and what it rests on."""
     targets: tuple[TargetStatus, ...] = ()
     """Replicas of each target."""
-    conditions: tuple[Condition, ...] = ()
+    conditions: Conditions = ()
     """`Ready` and `TargetFound`."""
 
 

@@ -4,13 +4,23 @@ Each alias carries a marker that `schema` resolves to the real structural schema
 an API server publishes), so a typo inside a pod template is refused like a typo in a field of ours.
 """
 
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 from pydantic import Field, WithJsonSchema
 
 from matrixinfer.api.meta import ApiModel, JsonObject
 
-__all__ = ["MARKER", "Affinity", "EnvFromSource", "EnvVar", "PodSpec", "PodTemplate", "Resources", "Toleration"]
+__all__ = [
+    "MARKER",
+    "Affinity",
+    "EnvFromSource",
+    "EnvVar",
+    "PodSpec",
+    "PodTemplate",
+    "Resources",
+    "TemplateMetadata",
+    "Toleration",
+]
 
 MARKER: Final = "x-core-type"
 """Key of the schema node that names a core type."""
@@ -43,5 +53,5 @@ class PodTemplate(ApiModel):
 
     metadata: TemplateMetadata = Field(default_factory=TemplateMetadata)
     """Labels and annotations of the pods."""
-    spec: PodSpec = Field(default_factory=dict[str, Any])
+    spec: PodSpec
     """The pod, as Kubernetes defines it."""

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Final
 
 from pydantic import Field
 
-from matrixinfer.api.conditions import Condition
+from matrixinfer.api.conditions import Conditions
 from matrixinfer.api.meta import NO_DEFAULT, ApiModel, ApiObject, Duration
 from matrixinfer.api.v1alpha1.autoscaling import AutoscalingPolicySpec
 from matrixinfer.api.v1alpha1.core import Affinity, EnvFromSource, EnvVar, Resources, Toleration
@@ -15,6 +15,7 @@ from matrixinfer.api.v1alpha1.modelroute import ModelMatch
 __all__ = [
     "CACHE_URI_PATTERN",
     "DNS_NAME_PATTERN",
+    "IMAGE_PATTERN",
     "MODEL_NAME_PATTERN",
     "MODEL_URI_PATTERN",
     "BackendRollout",
@@ -34,6 +35,7 @@ __all__ = [
 ]
 
 DNS_NAME_PATTERN: Final = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+IMAGE_PATTERN: Final = r"^\S*$"
 MODEL_NAME_PATTERN: Final = r"^[A-Za-z0-9]([-A-Za-z0-9._/:]*[A-Za-z0-9])?$"
 MODEL_URI_PATTERN: Final = r"^(hf://|s3://|obs://|pvc://|ms://|https?://|file://).+"
 CACHE_URI_PATTERN: Final = r"^(hostpath://|pvc://).+"
@@ -90,7 +92,7 @@ class ModelWorker(ApiModel):
 
     type: WorkerType = WorkerType.SERVER
     """What they do."""
-    image: str | None = None
+    image: Annotated[str, Field(json_schema_extra={"pattern": IMAGE_PATTERN})] | None = None
     """Image of the engine; absent takes the one the controller knows for the engine."""
     replicas: Annotated[int, Field(ge=0, le=1_000_000)] = 1
     """Replicas in each group."""
@@ -252,7 +254,7 @@ class ModelStatus(ApiModel):
         tuple[BackendStatus, ...], Field(json_schema_extra={"x-kubernetes-list-type": "atomic"})
     ] = ()
     """What there is of each backend."""
-    conditions: tuple[Condition, ...] = ()
+    conditions: Conditions = ()
     """`Initialized`, `Progressing`, `Active` and `Failed`."""
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from matrixinfer.api.conditions import Condition, Timestamp
+from matrixinfer.api.conditions import Conditions, Timestamp
 from matrixinfer.api.meta import NO_DEFAULT, ApiModel, ApiObject, IntOrString, LabelSelector, NonNegative
 from matrixinfer.api.v1alpha1.core import PodTemplate
 from matrixinfer.api.v1alpha1.kinds import MODEL_INFER
@@ -98,7 +98,7 @@ class Role(ApiModel):
         str, Field(max_length=12, json_schema_extra={"pattern": r"^[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?$"})
     ]
     """Name of the role, for example `leader`, `prefill`, `decode`."""
-    replicas: NonNegative = 1
+    replicas: Annotated[int, Field(ge=0)] = 1
     """Replicas of the role in each group."""
     min_replicas: Annotated[int, Field(ge=0)] | None = None
     """Replicas that must be placeable before a gang starts; absent means all."""
@@ -126,14 +126,6 @@ class InferGroup(ApiModel):
         Field(
             min_length=1,
             max_length=4,
-            json_schema_extra={
-                "x-kubernetes-validations": [
-                    {
-                        "rule": "self.all(x, self.exists_one(y, y.name == x.name))",
-                        "message": "roles name must be unique",
-                    }
-                ]
-            },
         ),
     ]
     """The members of a group."""
@@ -142,7 +134,7 @@ class InferGroup(ApiModel):
 class ModelInferSpec(ApiModel):
     """What groups there are and how they change."""
 
-    replicas: NonNegative = 1
+    replicas: Annotated[int, Field(ge=0)] = 1
     """Groups wanted."""
     scheduler_name: str | None = None
     """Scheduler of pods whose template names none; absent is the cluster's default, `volcano` allows gangs."""
@@ -217,7 +209,7 @@ class ModelInferStatus(ApiModel):
         Field(json_schema_extra={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["name"]}),
     ] = ()
     """Groups and role replicas that were rebuilt of late."""
-    conditions: tuple[Condition, ...] = ()
+    conditions: Conditions = ()
     """`Available`, `Progressing` and `UpdateInProgress`."""
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from matrixinfer.api.conditions import Condition
+from matrixinfer.api.conditions import Conditions
 from matrixinfer.api.meta import NO_DEFAULT, ApiModel, ApiObject, Duration
 from matrixinfer.api.v1alpha1.kinds import MODEL_ROUTE
 
@@ -189,7 +189,7 @@ class ModelRouteStatus(ApiModel):
     """Rules in force."""
     targets: tuple[TargetTraffic, ...] = ()
     """Traffic of the last minute, for each target."""
-    conditions: tuple[Condition, ...] = ()
+    conditions: Conditions = ()
     """`Accepted`, `Conflicted` and `ResolvedRefs`."""
 
 

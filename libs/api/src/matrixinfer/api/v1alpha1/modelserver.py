@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from matrixinfer.api.conditions import Condition
+from matrixinfer.api.conditions import Conditions
 from matrixinfer.api.meta import NO_DEFAULT, ApiModel, ApiObject, Duration, NonNegative
 from matrixinfer.api.v1alpha1.kinds import MODEL_SERVER
 
@@ -206,7 +206,7 @@ class ModelServerStatus(ApiModel):
     """Pods that the selector takes."""
     endpoints: str | None = None
     """Both counts as text: `2/3`."""
-    conditions: tuple[Condition, ...] = ()
+    conditions: Conditions = ()
     """`Accepted`, and `Ready` while an endpoint takes requests."""
 
 

@@ -6,9 +6,9 @@ downloader reports into its status what it found at the source.
 
 from typing import Annotated, ClassVar
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 
-from matrixinfer.api.conditions import Condition
+from matrixinfer.api.conditions import Conditions
 from matrixinfer.api.meta import ApiModel, ApiObject
 from matrixinfer.api.v1alpha1.core import EnvFromSource, EnvVar
 from matrixinfer.api.v1alpha1.kinds import MODEL_VERSION
@@ -38,17 +38,6 @@ class VersionWorker(ApiModel):
 
 class ModelVersionSpec(ApiModel):
     """What a version serves. It cannot be changed."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                {
-                    "rule": "self == oldSelf",
-                    "message": "a ModelVersion cannot be changed; change the Model, and a new version is made",
-                }
-            ]
-        }
-    )
 
     model_name: Annotated[str, Field(json_schema_extra={"minLength": 1, "maxLength": 253})]
     """Name of the Model."""
@@ -109,7 +98,7 @@ class ModelVersionStatus(ApiModel):
     """How far a running download is."""
     model_infer_name: str | None = None
     """The ModelInfer whose pods are made from the version."""
-    conditions: tuple[Condition, ...] = ()
+    conditions: Conditions = ()
     """`Resolved` and `Available` by the downloader; `Active` and `Failed` by the model-controller."""
 
 
