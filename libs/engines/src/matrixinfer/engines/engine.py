@@ -51,7 +51,8 @@ class Launch:
     model_path: str
     served_name: str
     port: int = 8000
-    host: str = "0.0.0.0"  # noqa: S104 - the pod's own address is not known before it runs
+    # The pod's own address is not known before it runs.
+    host: str = "0.0.0.0"  # noqa: S104
     config: Json = None
     phase: Phase = Phase.SERVER
     nodes: int = 1
