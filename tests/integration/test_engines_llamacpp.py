@@ -15,6 +15,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+
 from matrixinfer.engines.catalog import engine_for
 from matrixinfer.engines.engine import Launch
 from matrixinfer.engines.exposition import MetricReader

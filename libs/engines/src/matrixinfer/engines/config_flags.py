@@ -32,6 +32,7 @@ Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | Non
 Config: TypeAlias = Mapping[str, Json]
 """A worker's `config`."""
 
+_NEGATIVE: Final = re.compile(r"-\d+(\.\d+)?")
 _KEY: Final = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
 
 
@@ -89,6 +90,11 @@ def _rendered(name: str, value: Json, *, negated: bool) -> list[str]:
     if value is False:
         return [f"--no-{name}"] if negated and not name.startswith(("no-", "disable-")) else []
     words = [_word(item) for item in value] if isinstance(value, list) else [_word(value)]
+    for word in words[1:]:
+        if word.startswith("-") and not _NEGATIVE.fullmatch(word):
+            raise ConfigRefused(
+                name, f"config {name} has the list item {word!r}, which the engine would read as a flag"
+            )
     if words[0].startswith("-"):
         return [f"--{name}={words[0]}", *words[1:]]
     return [f"--{name}", *words]
