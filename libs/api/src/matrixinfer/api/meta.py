@@ -48,7 +48,7 @@ Duration: TypeAlias = Annotated[
     timedelta,
     BeforeValidator(lambda value: durations.parse(value) if isinstance(value, str) else value),
     PlainSerializer(durations.format, return_type=str),
-    WithJsonSchema({"type": "string", "pattern": durations.PATTERN}),
+    WithJsonSchema({"type": "string", "pattern": durations.PATTERN, "maxLength": 64}),
 ]
 """A span of time; in JSON a string in the syntax of Go (`1m30s`)."""
 
@@ -59,6 +59,7 @@ Quantity: TypeAlias = Annotated[
             "x-kubernetes-int-or-string": True,
             "anyOf": [{"type": "integer"}, {"type": "string"}],
             "pattern": quantity.PATTERN,
+            "maxLength": 64,
         }
     ),
 ]

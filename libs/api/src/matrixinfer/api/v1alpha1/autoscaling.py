@@ -152,7 +152,7 @@ class AutoscalingPolicySpec(ApiModel):
 
     tolerance_percent: Annotated[int, Field(ge=0, le=100)] = 10
     """Deviation from the target that is not acted on."""
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1, json_schema_extra={"maxItems": 64})]
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1, json_schema_extra={"maxItems": 16})]
     """The signals; the one that asks for most replicas decides."""
     behavior: Behavior | None = None
     """How fast replicas change."""
@@ -249,7 +249,7 @@ class OptimizerParam(ApiModel):
 class OptimizerConfiguration(ApiModel):
     """Sharing replicas between several targets by cost."""
 
-    params: Annotated[tuple[OptimizerParam, ...], Field(min_length=1, json_schema_extra={"maxItems": 64})]
+    params: Annotated[tuple[OptimizerParam, ...], Field(min_length=1, json_schema_extra={"maxItems": 16})]
     """The targets."""
     cost_expansion_rate_percent: Annotated[int, Field(ge=0)] = 200
     """How much dearer a faster mix may be."""

@@ -174,7 +174,7 @@ RULES: Final[Mapping[str, tuple[CelRule, ...]]] = {
         _percent_or_count("maxUnavailable"),
         _percent_or_count("maxSurge"),
         CelRule(
-            "!(self.maxUnavailable in [0, '0%'] && self.maxSurge in [0, '0%'])",
+            "!(string(self.maxUnavailable) in ['0', '0%'] && string(self.maxSurge) in ['0', '0%'])",
             "maxUnavailable and maxSurge cannot both be 0",
         ),
     ),
