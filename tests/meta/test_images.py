@@ -13,11 +13,18 @@ def name(path: Path) -> str:
     return path.parent.name
 
 
+def shared(dockerfile: Path) -> list[str]:
+    """The instructions above `FROM common`, without comments."""
+    head = dockerfile.read_text().split("FROM common\n")[0]
+    return [line for line in head.replace("\\\n", " ").splitlines() if not line.startswith("#")]
+
+
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=name)
 def test_the_shared_layers_are_the_same_everywhere(dockerfile: Path):
-    """Equal instructions are one cached layer, so that a service costs kilobytes."""
-    reference = (SERVICES[0] / "Dockerfile").read_text().split("FROM common\n")[0]
-    assert dockerfile.read_text().split("FROM common\n")[0] == reference
+    """Equal instructions are one cached layer, so that a service costs kilobytes; an engine may need fewer of them."""
+    reference, ours = shared(SERVICES[0] / "Dockerfile"), shared(dockerfile)
+    assert ours == reference[: len(ours)]
+    assert len(ours) == len(reference) or dockerfile.parent.parent.name == "engines"
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=name)
