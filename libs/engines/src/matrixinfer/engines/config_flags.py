@@ -2,7 +2,8 @@
 
 Owns: the mapping from JSON to flags. Refuses: knowing what a flag means, except the few that we set ourselves.
 Trap: nothing here is ever joined into one string, so no value can become another argument or a shell word; a value
-that starts with a dash is attached with `=` so that the engine cannot take it for a flag.
+that starts with a dash is attached with `=` so that the engine cannot take it for a flag. Several values cannot be
+attached, so a list with such an item is refused.
 
 | JSON value        | becomes                                                        |
 |-------------------|----------------------------------------------------------------|
@@ -90,13 +91,11 @@ def _rendered(name: str, value: Json, *, negated: bool) -> list[str]:
     if value is False:
         return [f"--no-{name}"] if negated and not name.startswith(("no-", "disable-")) else []
     words = [_word(item) for item in value] if isinstance(value, list) else [_word(value)]
-    for word in words[1:]:
+    if len(words) == 1 and words[0].startswith("-"):
+        return [f"--{name}={words[0]}"]
+    for word in words:
         if word.startswith("-") and not _NEGATIVE.fullmatch(word):
-            raise ConfigRefused(
-                name, f"config {name} has the list item {word!r}, which the engine would read as a flag"
-            )
-    if words[0].startswith("-"):
-        return [f"--{name}={words[0]}", *words[1:]]
+            raise ConfigRefused(name, f"config {name} lists {word!r}, which the engine would read as a flag")
     return [f"--{name}", *words]
 
 
