@@ -7,8 +7,7 @@ one that edits a running pod's spec must be refused.
 from collections.abc import Mapping
 from typing import Any
 
-from matrixinfer.kube.resource import Json, Resource
-from matrixinfer.testkit.kinds import PODS, SERVICES
+from matrixinfer.kube.resource import PODS, SERVICES, Json, Resource
 from matrixinfer.testkit.status_errors import Cause, StatusError, invalid
 
 __all__ = ["check_update", "with_built_in_defaults"]

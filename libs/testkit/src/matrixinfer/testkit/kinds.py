@@ -8,78 +8,44 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from matrixinfer.kube.resource import Resource
+from matrixinfer.kube.resource import (
+    CLUSTER_ROLES,
+    CLUSTER_ROLE_BINDINGS,
+    CONFIG_MAPS,
+    CONTROLLER_REVISIONS,
+    CUSTOM_RESOURCE_DEFINITIONS,
+    DEPLOYMENTS,
+    ENDPOINT_SLICES,
+    EVENTS,
+    LEASES,
+    MUTATING_WEBHOOKS,
+    NAMESPACES,
+    NODES,
+    PERSISTENT_VOLUME_CLAIMS,
+    PODS,
+    ROLES,
+    ROLE_BINDINGS,
+    SECRETS,
+    SERVICES,
+    SERVICE_ACCOUNTS,
+    VALIDATING_WEBHOOKS,
+    Resource,
+)
 from matrixinfer.testkit.structural import Schema
 
 __all__ = [
     "BUILT_IN",
-    "CLUSTER_ROLES",
-    "CLUSTER_ROLE_BINDINGS",
-    "CONFIG_MAPS",
-    "CONTROLLER_REVISIONS",
-    "CRDS",
-    "DEPLOYMENTS",
-    "ENDPOINT_SLICES",
-    "EVENTS",
-    "LEASES",
-    "MUTATING_WEBHOOKS",
-    "NAMESPACES",
-    "NODES",
-    "PDBS",
-    "PODS",
-    "PVCS",
-    "ROLES",
-    "ROLE_BINDINGS",
+    "POD_DISRUPTION_BUDGETS",
     "SCHEDULER_PLUGINS_POD_GROUPS",
-    "SECRETS",
-    "SERVICES",
-    "SERVICE_ACCOUNTS",
     "STATEFUL_SETS",
-    "VALIDATING_WEBHOOKS",
     "VOLCANO_POD_GROUPS",
     "KindSpec",
     "ScalePaths",
     "kind_of_crd",
 ]
 
-NAMESPACES: Final = Resource("", "v1", "namespaces", "Namespace", namespaced=False)
-NODES: Final = Resource("", "v1", "nodes", "Node", namespaced=False)
-PODS: Final = Resource("", "v1", "pods", "Pod")
-SERVICES: Final = Resource("", "v1", "services", "Service")
-CONFIG_MAPS: Final = Resource("", "v1", "configmaps", "ConfigMap")
-SECRETS: Final = Resource("", "v1", "secrets", "Secret")
-SERVICE_ACCOUNTS: Final = Resource("", "v1", "serviceaccounts", "ServiceAccount")
-PVCS: Final = Resource("", "v1", "persistentvolumeclaims", "PersistentVolumeClaim")
-EVENTS: Final = Resource("", "v1", "events", "Event")
-DEPLOYMENTS: Final = Resource("apps", "v1", "deployments", "Deployment")
 STATEFUL_SETS: Final = Resource("apps", "v1", "statefulsets", "StatefulSet")
-CONTROLLER_REVISIONS: Final = Resource("apps", "v1", "controllerrevisions", "ControllerRevision")
-LEASES: Final = Resource("coordination.k8s.io", "v1", "leases", "Lease")
-ENDPOINT_SLICES: Final = Resource("discovery.k8s.io", "v1", "endpointslices", "EndpointSlice")
-PDBS: Final = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
-ROLES: Final = Resource("rbac.authorization.k8s.io", "v1", "roles", "Role")
-ROLE_BINDINGS: Final = Resource("rbac.authorization.k8s.io", "v1", "rolebindings", "RoleBinding")
-CLUSTER_ROLES: Final = Resource("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", namespaced=False)
-CLUSTER_ROLE_BINDINGS: Final = Resource(
-    "rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False
-)
-MUTATING_WEBHOOKS: Final = Resource(
-    "admissionregistration.k8s.io",
-    "v1",
-    "mutatingwebhookconfigurations",
-    "MutatingWebhookConfiguration",
-    namespaced=False,
-)
-VALIDATING_WEBHOOKS: Final = Resource(
-    "admissionregistration.k8s.io",
-    "v1",
-    "validatingwebhookconfigurations",
-    "ValidatingWebhookConfiguration",
-    namespaced=False,
-)
-CRDS: Final = Resource(
-    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", namespaced=False
-)
+POD_DISRUPTION_BUDGETS: Final = Resource("policy", "v1", "poddisruptionbudgets", "PodDisruptionBudget")
 VOLCANO_POD_GROUPS: Final = Resource("scheduling.volcano.sh", "v1beta1", "podgroups", "PodGroup")
 SCHEDULER_PLUGINS_POD_GROUPS: Final = Resource("scheduling.x-k8s.io", "v1alpha1", "podgroups", "PodGroup")
 
@@ -197,21 +163,30 @@ BUILT_IN: Final[tuple[KindSpec, ...]] = (
     KindSpec(CONFIG_MAPS, _schema(data={"additionalProperties": {}})),
     KindSpec(SECRETS, _schema(data={"additionalProperties": {}}), immutable=("type",)),
     KindSpec(SERVICE_ACCOUNTS, _schema(imagePullSecrets=_list_map("name"))),
-    KindSpec(PVCS, _schema(spec=_object(), status=_object(conditions=_CONDITIONS)), status=True),
+    KindSpec(PERSISTENT_VOLUME_CLAIMS, _schema(spec=_object(), status=_object(conditions=_CONDITIONS)), status=True),
     KindSpec(EVENTS, _schema()),
     KindSpec(DEPLOYMENTS, _WORKLOAD, status=True, scale=_REPLICAS, has_generation=True),
     KindSpec(STATEFUL_SETS, _WORKLOAD, status=True, scale=_REPLICAS, has_generation=True),
     KindSpec(CONTROLLER_REVISIONS, _schema(), immutable=("data",)),
     KindSpec(LEASES, _schema(spec=_object())),
     KindSpec(ENDPOINT_SLICES, _schema()),
-    KindSpec(PDBS, _schema(spec=_object(selector=_SELECTOR), status=_object(conditions=_CONDITIONS)), status=True),
+    KindSpec(
+        POD_DISRUPTION_BUDGETS,
+        _schema(spec=_object(selector=_SELECTOR), status=_object(conditions=_CONDITIONS)),
+        status=True,
+    ),
     KindSpec(ROLES, _schema()),
     KindSpec(ROLE_BINDINGS, _schema(), immutable=("roleRef",)),
     KindSpec(CLUSTER_ROLES, _schema()),
     KindSpec(CLUSTER_ROLE_BINDINGS, _schema(), immutable=("roleRef",)),
     KindSpec(MUTATING_WEBHOOKS, _schema(webhooks=_list_map("name")), has_generation=True),
     KindSpec(VALIDATING_WEBHOOKS, _schema(webhooks=_list_map("name")), has_generation=True),
-    KindSpec(CRDS, _schema(spec=_object(), status=_object(conditions=_CONDITIONS)), status=True, has_generation=True),
+    KindSpec(
+        CUSTOM_RESOURCE_DEFINITIONS,
+        _schema(spec=_object(), status=_object(conditions=_CONDITIONS)),
+        status=True,
+        has_generation=True,
+    ),
 )
 
 

@@ -17,13 +17,13 @@ import jsonpatch
 import orjson
 import yaml
 
-from matrixinfer.kube.resource import Key, Manifest, Resource
+from matrixinfer.kube.resource import CUSTOM_RESOURCE_DEFINITIONS, NAMESPACES, PODS, Key, Manifest, Resource
 from matrixinfer.testkit import ownership
 from matrixinfer.testkit.builtin_rules import check_update, with_built_in_defaults
 from matrixinfer.testkit.clock import rfc3339
 from matrixinfer.testkit.faults import Faults
-from matrixinfer.testkit.fieldsets import changed_paths
-from matrixinfer.testkit.kinds import BUILT_IN, CRDS, NAMESPACES, PODS, KindSpec, kind_of_crd
+from matrixinfer.testkit.fieldsets import FieldSet, changed_paths, field_set
+from matrixinfer.testkit.kinds import BUILT_IN, KindSpec, kind_of_crd
 from matrixinfer.testkit.records import Change, ChangeType, Manager, Object, Owned, Record, copied
 from matrixinfer.testkit.selectors import field_predicate, label_predicate
 from matrixinfer.testkit.status_errors import (
@@ -165,7 +165,9 @@ class MemoryApi:
         for file in files:
             for document in yaml.safe_load_all(file.read_text()):
                 if isinstance(document, dict) and document.get("kind") == "CustomResourceDefinition":
-                    self.apply(CRDS, document, field_manager="kube-controller-manager", force=True)
+                    self.apply(
+                        CUSTOM_RESOURCE_DEFINITIONS, document, field_manager="kube-controller-manager", force=True
+                    )
                     found.append(kind_of_crd(document).resource)
         return found
 
@@ -594,7 +596,7 @@ class MemoryApi:
         body: Object,
         manager: str,
         *,
-        fields: ownership.FieldSet | None = None,
+        fields: FieldSet | None = None,
     ) -> Object:
         kind = self.kind(resource)
         self._check_namespace(resource, key)
@@ -602,7 +604,7 @@ class MemoryApi:
             raise already_exists(resource, key)
         if body["metadata"].get("resourceVersion"):
             raise bad_request("resourceVersion should not be set on objects to be created")
-        if kind.status and resource not in (NAMESPACES, CRDS):
+        if kind.status and resource not in (NAMESPACES, CUSTOM_RESOURCE_DEFINITIONS):
             body.pop("status", None)
         self._serial += 1
         meta = {name: value for name, value in body["metadata"].items() if name not in ("managedFields", "selfLink")}
@@ -621,7 +623,7 @@ class MemoryApi:
         else:
             managed = {me: Owned(fields, rfc3339(self.now()))}
         stored = self._commit("ADDED", resource, key, normal, managed)
-        if resource == CRDS:
+        if resource == CUSTOM_RESOURCE_DEFINITIONS:
             self.register(kind_of_crd(stored.manifest))
         return stored.manifest
 
@@ -660,9 +662,7 @@ class MemoryApi:
         if uid:
             why = f"uid mismatch: the provided object specified uid {uid}, and no existing object was found"
             raise conflict(resource, key, why)
-        fields = ownership.strip_unowned(
-            ownership.field_set(config, kind.schema), subresource="", has_status=kind.status
-        )
+        fields = ownership.strip_unowned(field_set(config, kind.schema), subresource="", has_status=kind.status)
         return self._create(resource, self._new_key(resource, config), config, me.name, fields=fields)
 
     @staticmethod
@@ -721,7 +721,7 @@ class MemoryApi:
             base: Object = {name: body[name] for name in ("apiVersion", "kind", "metadata")} if merge else dict(live)
             base.pop("status", None)
             return {**base, **({"status": body["status"]} if "status" in body else {})}
-        if not kind.status or kind.resource in (NAMESPACES, CRDS):
+        if not kind.status or kind.resource in (NAMESPACES, CUSTOM_RESOURCE_DEFINITIONS):
             return body
         rest = {name: value for name, value in body.items() if name != "status"}
         return rest if merge or "status" not in live else {**rest, "status": live["status"]}
@@ -772,7 +772,7 @@ class MemoryApi:
         }:
             return live.manifest
         stored = self._commit("MODIFIED", resource, key, normal, managed)
-        if resource == CRDS:
+        if resource == CUSTOM_RESOURCE_DEFINITIONS:
             self.register(kind_of_crd(stored.manifest))
         meta = stored.manifest["metadata"]
         if stored.is_deleting and not meta.get("finalizers") and not meta.get("deletionGracePeriodSeconds"):
@@ -822,7 +822,7 @@ class MemoryApi:
         self._version += 1
         last = {**gone.manifest, "metadata": {**gone.manifest["metadata"], "resourceVersion": str(self._version)}}
         self._record_change("DELETED", resource, key, gone, Record(last, gone.managed))
-        if resource == CRDS:
+        if resource == CUSTOM_RESOURCE_DEFINITIONS:
             self._unregister(kind_of_crd(gone.manifest).resource)
         return last
 

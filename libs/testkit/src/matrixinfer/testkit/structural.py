@@ -1,7 +1,7 @@
 """Structural schemas of CustomResourceDefinitions: prune, default, validate.
 
-Covers what our kinds use: types, required, enum, pattern, bounds, formats int32/int64/date-time, int-or-string, nullable,
-list maps and sets, value validations under allOf/anyOf/oneOf/not. CEL rules are not evaluated: the conformance and
+Covers what our kinds use: types, required, enum, pattern, bounds, formats int32/int64/date-time, int-or-string,
+nullable, list maps and sets, value validations under allOf/anyOf/oneOf/not. CEL rules are not evaluated: the conformance and
 integration tests on the real API server own those.
 """
 
@@ -100,9 +100,9 @@ def defaulted(value: Any, schema: Schema) -> Any:
             if name not in filled and "default" in child:
                 filled[name] = orjson.loads(orjson.dumps(child["default"]))
         for name, member in filled.items():
-            child = properties.get(name, additional)
-            if isinstance(child, Mapping):
-                filled[name] = defaulted(member, child)
+            below = properties.get(name, additional)
+            if isinstance(below, Mapping):
+                filled[name] = defaulted(member, below)
         return filled
     if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
         return [defaulted(item, schema["items"]) for item in value]
