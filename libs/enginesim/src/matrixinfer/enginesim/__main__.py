@@ -21,6 +21,7 @@ async def _serve(config: SimConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    print(f"loading {config.model}", flush=True)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), config.startup_seconds)
         return

@@ -68,15 +68,22 @@ class Mailbox:
     prompt: int
     queue: list[Emission] = field(default_factory=list)
     cached: int = 0
+    broken: bool = False
     _ready: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def take(self) -> list[Emission]:
-        """Everything that came since the last call, waiting for the first; empty when all choices have ended."""
+        """Everything that came since the last call, waiting for the first; empty when all choices have ended.
+
+        Raises `EngineStopped` when the engine gave the request up.
+        """
+        if self.broken:
+            raise EngineStopped("the engine stopped before the answer was complete")
         if not self.queue:
             if not self.open:
                 return []
             self._ready.clear()
             await self._ready.wait()
+            return await self.take()
         batch, self.queue = self.queue, []
         return batch
 
@@ -85,6 +92,11 @@ class Mailbox:
         if emission.finish is not None:
             self.open -= 1
         self.queue.append(emission)
+        self._ready.set()
+
+    def give_up(self) -> None:
+        """Tell the request that no more will come."""
+        self.broken = True
         self._ready.set()
 
 
@@ -137,6 +149,12 @@ class SimEngine:
             self._metrics.finished("abort")
         self._settle()
 
+    def give_up(self) -> None:
+        """Drop all work; every request that waits is told."""
+        for mailbox in {running.mailbox for running in self._jobs.values()}:
+            self.abort(mailbox)
+            mailbox.give_up()
+
     async def drained(self) -> None:
         """Return when no request is left."""
         await self._idle.wait()
@@ -149,6 +167,7 @@ class SimEngine:
             if step.is_idle:
                 self._work.clear()
                 await self._work.wait()
+                end = time.monotonic()
                 continue
             now = time.monotonic()
             self._admitted(step, now)

@@ -41,6 +41,7 @@ __all__ = ["Simulator"]
 _REMEMBERED: Final = 200
 _BODY_LIMIT: Final = 64 << 20
 _MID_STREAM: Final = (FaultKind.CUT, FaultKind.STALL)
+_FAULT: Final = web.RequestKey("fault", Fault)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -96,6 +97,7 @@ class Simulator:
             async with asyncio.timeout(seconds):
                 await self.engine.drained()
                 drained = True
+        self.engine.give_up()
         runner, self._runner = self._runner, None
         if runner is not None:
             # Handlers of finished streams get a second for their last bytes; hanging ones are cancelled.
@@ -152,7 +154,7 @@ class Simulator:
             return _error("EngineCore encountered an issue. See stack trace for the root cause.", status=500)
         fault = self.faults.take(path)
         if fault is not None:
-            request["fault"] = fault
+            request[_FAULT] = fault
             refused = await _faulty(fault, request)
             if refused is not None:
                 return refused
@@ -262,13 +264,13 @@ class Simulator:
         response = web.StreamResponse(
             headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
         )
-        fault: Fault | None = request.get("fault")
+        fault = request.get(_FAULT)
         completion = 0
         batch = await mailbox.take()
         await response.prepare(request)
         lead = writer.opening(choices)
         # The client may vanish between two tokens; cancellation tells us, unless the write finds out first.
-        with contextlib.suppress(ConnectionResetError):
+        try:
             while batch:
                 events = [writer.token(emission.index, emission.text, emission.finish) for emission in batch]
                 completion += len(events)
@@ -281,6 +283,8 @@ class Simulator:
             tail = b"" if usage is None else writer.usage(Usage(usage, completion, self._shown(mailbox.cached)))
             await response.write(tail + DONE)
             await response.write_eof()
+        except (ConnectionResetError, EngineStopped):
+            _tear_down(request)
         return response
 
     async def _embeddings(self, request: web.Request) -> web.Response:
@@ -318,7 +322,9 @@ class Simulator:
             raise BadRequest(f"the body is not JSON: {exc}") from exc
         if not isinstance(body, dict):
             raise BadRequest("the body must be a JSON object")
-        self.requests.append({"path": request.path, "headers": dict(request.headers), "body": body})
+        self.requests.append(
+            {"path": request.path, "headers": {str(k): v for k, v in request.headers.items()}, "body": body}
+        )
         return body
 
     def _resolved(self, wanted: str) -> tuple[str, str]:
