@@ -1,7 +1,7 @@
 """What the real server does to built-in kinds beyond storing them: defaults and what an update may not change.
 
-Only what controllers meet: a planner that compares what it rendered with what is stored must not be fooled by defaults, and
-one that edits a running pod's spec must be refused.
+Only what controllers meet: a planner that compares what it rendered with what is stored must not be fooled by
+defaults, and one that edits a running pod's spec must be refused.
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,10 @@
 """Faults on demand: refused writes, cut connections, late, repeated and lost watch events.
 
-`Faults` only answers questions; the API server asks it at each write and before each delivery. System writers (the simulated
-kubelet and scheduler, the garbage collector) are never hit.
+`Faults` only answers questions; the API server asks it at each write and before each delivery. System writers (the
+simulated kubelet and scheduler, the garbage collector) are never hit.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -67,7 +67,7 @@ class Faults:
     _held: dict[Resource, int | None] = field(default_factory=dict)
     _duplicated: set[Resource] = field(default_factory=set)
     _epochs: dict[Resource, int] = field(default_factory=dict)
-    _changes: int = 0
+    _listeners: list[Callable[[], None]] = field(default_factory=list)
 
     def fail_next(
         self,
@@ -120,7 +120,7 @@ class Faults:
     def hold_watches(self, resource: Resource, *, at_resource_version: int | None = None) -> None:
         """Deliver no event of the kind (newer than the given version) until released; other kinds go on."""
         self._held[resource] = at_resource_version
-        self._changes += 1
+        self._tell()
 
     def release_watches(self, resource: Resource | None = None) -> None:
         """Deliver what was held back, of one kind or of all."""
@@ -128,7 +128,7 @@ class Faults:
             self._held.clear()
         else:
             self._held.pop(resource, None)
-        self._changes += 1
+        self._tell()
 
     def duplicate_events(self, resource: Resource, *, on: bool = True) -> None:
         """Deliver each event of the kind twice."""
@@ -140,7 +140,16 @@ class Faults:
     def drop_watches(self, resource: Resource) -> None:
         """Cut every open watch of the kind."""
         self._epochs[resource] = self._epochs.get(resource, 0) + 1
-        self._changes += 1
+        self._tell()
+
+    def subscribe(self, listener: Callable[[], None]) -> Callable[[], None]:
+        """Call `listener` when deliveries may go on or must end; returns what ends it."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
+
+    def _tell(self) -> None:
+        for listener in tuple(self._listeners):
+            listener()
 
     def is_held(self, resource: Resource, resource_version: int) -> bool:
         """True when an event of that version may not be delivered now."""

@@ -1,7 +1,7 @@
 """Field ownership and server-side apply, as structured-merge-diff does it.
 
-A path is a tuple of encoded elements (`f:spec`, `k:{"name":"a"}`, `v:"x"`), a field set a frozenset of paths. The schema says
-which lists merge by keys; without one, maps merge member by member and lists are atomic.
+A path is a tuple of encoded elements (`f:spec`, `k:{"name":"a"}`, `v:"x"`), a field set a frozenset of paths. The
+schema says which lists merge by keys; without one, maps merge member by member and lists are atomic.
 """
 
 from collections.abc import Iterable, Mapping

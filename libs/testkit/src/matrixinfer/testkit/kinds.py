@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from matrixinfer.kube.resource import (
-    CLUSTER_ROLES,
     CLUSTER_ROLE_BINDINGS,
+    CLUSTER_ROLES,
     CONFIG_MAPS,
     CONTROLLER_REVISIONS,
     CUSTOM_RESOURCE_DEFINITIONS,
@@ -23,11 +23,11 @@ from matrixinfer.kube.resource import (
     NODES,
     PERSISTENT_VOLUME_CLAIMS,
     PODS,
-    ROLES,
     ROLE_BINDINGS,
+    ROLES,
     SECRETS,
-    SERVICES,
     SERVICE_ACCOUNTS,
+    SERVICES,
     VALIDATING_WEBHOOKS,
     Resource,
 )
@@ -96,8 +96,18 @@ METADATA: Final[Schema] = {
         "ownerReferences": _list_map("uid"),
         **{
             name: {}
-            for name in ("name", "namespace", "uid", "resourceVersion", "generation", "creationTimestamp")
-            + ("generateName", "deletionTimestamp", "deletionGracePeriodSeconds", "managedFields")
+            for name in (
+                "name",
+                "namespace",
+                "uid",
+                "resourceVersion",
+                "generation",
+                "creationTimestamp",
+                "generateName",
+                "deletionTimestamp",
+                "deletionGracePeriodSeconds",
+                "managedFields",
+            )
         },
     }
 }

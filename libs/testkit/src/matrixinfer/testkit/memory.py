@@ -1,7 +1,7 @@
 """The API server as a plain object: real semantics, no socket, no event loop, time as an argument.
 
-Owns storage, history and every rule of writing. Refuses HTTP (`apiserver`), admission, authorisation and CEL. The trap: stored
-manifests are shared with the history and with forks, so nothing here may edit one in place.
+Owns storage, history and every rule of writing. Refuses HTTP (`apiserver`), admission, authorisation and CEL. The
+trap: stored manifests are shared with the history and with forks, so nothing here may edit one in place.
 """
 
 from bisect import bisect_right
@@ -281,7 +281,7 @@ class MemoryApi:
         label_selector: str = "",
         field_selector: str = "",
     ) -> Changes:
-        """What a watch from version `since` sees, with selectors turned into additions and deletions; 410 when too old."""
+        """What a watch from version `since` sees, selectors turned into additions and deletions; 410 when too old."""
         if since < self._compacted:
             raise expired(f"too old resource version: {since} ({self._compacted})")
         history = self._history[(resource.group, resource.plural)]
@@ -321,14 +321,16 @@ class MemoryApi:
     def fork(self) -> "MemoryApi":
         """Return an independent copy with the same objects and history, no armed faults, no listeners."""
         twin = MemoryApi.__new__(MemoryApi)
-        twin.__dict__.update(self.__dict__)
-        twin.faults = Faults()
-        twin.writes = list(self.writes)
-        twin._kinds = dict(self._kinds)
-        twin._objects = {where: dict(records) for where, records in self._objects.items()}
-        twin._history = {where: list(changes) for where, changes in self._history.items()}
-        twin._snapshots = dict(self._snapshots)
-        twin._listeners = []
+        twin.__dict__.update(
+            self.__dict__,
+            faults=Faults(),
+            writes=list(self.writes),
+            _kinds=dict(self._kinds),
+            _objects={where: dict(records) for where, records in self._objects.items()},
+            _history={where: list(changes) for where, changes in self._history.items()},
+            _snapshots=dict(self._snapshots),
+            _listeners=[],
+        )
         return twin
 
     # ------------------------------------------------------------------ writing
@@ -466,7 +468,7 @@ class MemoryApi:
         orphan: bool = False,
         field_manager: str = "testkit",
     ) -> Object:
-        """Delete, or mark for deletion when finalizers or a pod's grace period stand in the way; 409 for another uid."""
+        """Delete, or mark when finalizers or a pod's grace period are in the way; 409 for another's uid."""
 
         def effect() -> Object:
             live = self.record(resource, key)
@@ -560,8 +562,12 @@ class MemoryApi:
                 f"{key.namespace} because it is being terminated",
                 resource=resource,
                 name=key.name,
-                causes=[Cause("NamespaceTerminating", f"namespace {key.namespace} is being terminated", "metadata.namespace")],
-            )  # fmt: skip
+                causes=[
+                    Cause(
+                        "NamespaceTerminating", f"namespace {key.namespace} is being terminated", "metadata.namespace"
+                    )
+                ],
+            )
 
     @staticmethod
     def _check_preconditions(

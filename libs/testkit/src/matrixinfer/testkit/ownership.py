@@ -1,7 +1,7 @@
 """Who owns which field after a write: the bookkeeping of managedFields around the pure set operations.
 
-Two entries per manager are possible, one for apply and one for other writes, and again one per subresource. A field that an
-apply sets to the value it already has becomes shared; setting another value is a conflict unless forced.
+Two entries per manager are possible, one for apply and one for other writes, and again one per subresource. A field
+that an apply sets to the value it already has becomes shared; setting another value is a conflict unless forced.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from matrixinfer.testkit.records import Manager, Object, Owned
 from matrixinfer.testkit.status_errors import Cause, StatusError, conflict
 from matrixinfer.testkit.structural import Schema
 
-__all__ = ["Applied", "apply_conflict", "applied", "owners_after_apply", "owners_after_update", "strip_unowned"]
+__all__ = ["Applied", "applied", "apply_conflict", "owners_after_apply", "owners_after_update", "strip_unowned"]
 
 _SYSTEM_METADATA: Final = frozenset(
     {

@@ -1,10 +1,11 @@
 """The properties that every planner has, as tests to instantiate for one.
 
-A world is an in-memory API server with a simulated scheduler and kubelet, users who edit, and one controller whose caches
-lag and who dies now and then. Hypothesis deals the history; afterwards the world is left in peace and must converge.
+A world is an in-memory API server with a simulated scheduler and kubelet, users who edit, and one controller whose
+caches lag and who dies now and then. Hypothesis deals the history; afterwards the world is left in peace and must
+converge.
 
-The trap of such suites is a property that is vacuous: `PlannerWorld.settled` must compare the world with what was asked for,
-and `check` must be able to fail.
+The trap of such suites is a property that is vacuous: `PlannerWorld.settled` must compare the world with what was
+asked for, and `check` must be able to fail.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -99,16 +100,21 @@ class History:
     def fork(self) -> "History":
         """An independent copy of the world, with a controller that has just started."""
         twin = History.__new__(History)
-        twin.world, twin.rng, twin.log = self.world, Random(self.rng.random()), list(self.log)
-        twin.clock = ManualClock(self.clock())
-        twin.api = self.api.fork()
-        twin.api.now = twin.clock
-        twin.cluster = self.world.cluster(twin.api)
-        twin._known = dict(self._known)
-        twin.process = twin._process()
+        clock, api = ManualClock(self.clock()), self.api.fork()
+        api.now = clock
+        twin.__dict__.update(
+            self.__dict__,
+            rng=Random(self.rng.random()),
+            log=list(self.log),
+            clock=clock,
+            api=api,
+            cluster=self.world.cluster(api),
+            _known=dict(self._known),
+        )
+        twin.crash()
         return twin
 
-    def keys(self) -> Sequence[Key]:
+    def primary_keys(self) -> Sequence[Key]:
         """Every key of the primary kind that ever was."""
         for record in self.api.page(self.world.primary).records:
             self._known[key_of(record.manifest)] = None
@@ -176,7 +182,7 @@ class History:
         self.api.collect_garbage()
         waits: list[timedelta] = []
         self.process.view.catch_up_all()
-        for key in self.keys():
+        for key in self.primary_keys():
             done = self.reconcile(key)
             self.process.view.catch_up_all()
             if done.plan is not None and done.plan.again_after is not None:
@@ -206,7 +212,7 @@ class History:
         reason = self.world.settled(self.api)
         assert not reason, self.told(f"settled in a wrong state: {reason}")
         self.process.view.catch_up_all()
-        for key in self.keys():
+        for key in self.primary_keys():
             plan = self.process.plan(key)
             assert plan is None or plan.is_empty, self.told(f"a settled world still plans writes for {key}: {plan}")
 
@@ -227,7 +233,7 @@ class Action:
 
 def _reconcile(choice: int, kill: Kill | None = None) -> Action:
     def run(history: History) -> None:
-        keys = history.keys()
+        keys = history.primary_keys()
         if keys:
             history.reconcile(keys[choice % len(keys)], kill=kill)
 
@@ -402,7 +408,7 @@ def planner_suite(world: PlannerWorld, *, max_examples: int = 50, shrink: bool =
             history = History(world, start, seed)
             for action in actions:
                 action(history)
-                for key in history.keys():
+                for key in history.primary_keys():
                     _assert_pure(history, key)
 
         @settings(config, max_examples=max(10, max_examples // 2))
@@ -413,7 +419,7 @@ def planner_suite(world: PlannerWorld, *, max_examples: int = 50, shrink: bool =
             history = History(world, start, seed)
             for action in actions:
                 action(history)
-                for key in history.keys():
+                for key in history.primary_keys():
                     _assert_keeps(history, key)
 
         @settings(config, max_examples=max(5, max_examples // 10))

@@ -1,7 +1,7 @@
 """A scheduler and a kubelet for the in-memory API server, one deterministic step at a time.
 
-Keeps no state of its own besides what a test told it (held pods, crashing images): the stage of a pod is read from the pod, so
-a simulated cluster can be put on any fork of an API server and goes on from there.
+Keeps no state of its own besides what a test told it (held pods, crashing images): the stage of a pod is read from
+the pod, so a simulated cluster can be put on any fork of an API server and goes on from there.
 """
 
 from collections.abc import Callable, Mapping, Sequence

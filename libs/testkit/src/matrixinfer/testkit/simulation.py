@@ -1,7 +1,8 @@
 """One controller in a simulated cluster: its process, its plans carried out write by write, its crashes.
 
-Carries plans out as `matrixinfer.kube.apply` does (waves, tolerated outcomes, status after failure, own writes awaited), but
-synchronously and one write at a time, so that a test can look at the world after each and kill the controller at any.
+Carries plans out as `matrixinfer.kube.apply` does (waves, tolerated outcomes, status after failure, own writes
+awaited), but synchronously and one write at a time, so that a test can look at the world after each and kill the
+controller at any.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

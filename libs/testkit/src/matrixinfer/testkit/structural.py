@@ -1,8 +1,8 @@
 """Structural schemas of CustomResourceDefinitions: prune, default, validate.
 
 Covers what our kinds use: types, required, enum, pattern, bounds, formats int32/int64/date-time, int-or-string,
-nullable, list maps and sets, value validations under allOf/anyOf/oneOf/not. CEL rules are not evaluated: the conformance and
-integration tests on the real API server own those.
+nullable, list maps and sets, value validations under allOf/anyOf/oneOf/not. CEL rules are not evaluated: the
+conformance and integration tests on the real API server own those.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The cache of a simulated controller process: real stores that lag behind the API server by as much as a test says.
 
-`View.watch` has the signature of `matrixinfer.kube.cache.Cache.watch`, so the function of a service that declares its watches
-runs on either. Decoded values are shared between views, as readers promise not to change them.
+`View.watch` has the signature of `matrixinfer.kube.cache.Cache.watch`, so the function of a service that declares its
+watches runs on either. Decoded values are shared between views, as readers promise not to change them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -117,7 +117,7 @@ class View:
     def manifests(self, resource: Resource) -> Sequence[Manifest]:
         """Decoded JSON of everything a plain watch (one without projection) of the resource has seen."""
         store = next(w.store for w in self._watches if w.store.resource == resource and w.store.projection is MANIFESTS)
-        return cast(Store[Manifest], store).values()
+        return cast("Store[Manifest]", store).values()
 
     def lag(self, resource: Resource) -> int:
         """How many changes of the kind the view has not seen."""
