@@ -16,7 +16,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, TypeAlias, assert_never
 
@@ -67,8 +67,8 @@ class ElectionSettings:
             )
         if self.retry_seconds + self.request_seconds > self.renew_deadline_seconds:
             raise ConfigError(
-                f"retry_seconds ({self.retry_seconds:g}) plus request_seconds ({self.request_seconds:g}) must not exceed"
-                f" renew_deadline_seconds ({self.renew_deadline_seconds:g}): one failed renewal would lose the lease"
+                f"retry_seconds ({self.retry_seconds:g}) plus request_seconds ({self.request_seconds:g}) must not be"
+                f" more than renew_deadline_seconds ({self.renew_deadline_seconds:g}), or one failed renewal loses it"
             )
 
 
@@ -85,10 +85,14 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Observation:
-    """A lease as read, and the monotonic time at which this version of it was first seen."""
+    """A lease as read, and the monotonic time at which this version of it was first seen.
+
+    `vanished` means that the object was deleted since; its holder may not know that yet.
+    """
 
     lease: Lease
     since: float
+    vanished: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +130,13 @@ def decide(seen: Observation | None, identity: str, now: float, *, lease_seconds
     if seen is None:
         return Make()
     lease = seen.lease
+    expires = seen.since + max(lease.seconds, lease_seconds)
+    is_free = not lease.holder or now >= expires
+    if seen.vanished:
+        return Make() if is_free or lease.holder == identity else Wait(expires - now)
     if lease.holder == identity:
         return Renew()
-    if not lease.holder:
-        return Take(lease.transitions + 1)
-    expires = seen.since + max(lease.seconds, lease_seconds)
-    if now >= expires:
+    if is_free:
         return Take(lease.transitions + 1)
     return Wait(expires - now)
 
@@ -244,23 +249,25 @@ class Elector:
         holding = self.holds()
         if not holding or self._seen is None:
             await self._read()
-        decision = decide(self._seen, self.identity, self._monotonic(), lease_seconds=self._settings.lease_seconds)
-        if isinstance(decision, Wait):
-            return False
-        try:
-            await self._write(decision)
-        except (AlreadyExists, Conflict):
-            # Somebody wrote since we read, perhaps a request of ours whose answer was lost.
-            await self._read()
-            seen = self._seen
-            return holding and seen is not None and seen.lease.holder == self.identity
-        return True
+        # A second time after a conflict: somebody wrote since we read, perhaps a request of ours whose answer was lost.
+        for _ in range(2):
+            decision = decide(self._seen, self.identity, self._monotonic(), lease_seconds=self._settings.lease_seconds)
+            if isinstance(decision, Wait) or (holding and not isinstance(decision, Renew)):
+                return False
+            try:
+                await self._write(decision)
+            except (AlreadyExists, Conflict, NotFound):
+                await self._read()
+            else:
+                return True
+        return False
 
     async def _read(self) -> None:
         try:
             manifest = await self._client.get(LEASES, self._key, deadline_seconds=self._settings.request_seconds)
         except NotFound:
-            self._seen = None
+            if self._seen is not None:
+                self._seen = replace(self._seen, vanished=True)
             return
         self._note(manifest)
 
@@ -311,7 +318,7 @@ class Elector:
             manifest["metadata"].get("resourceVersion", ""),
             manifest,
         )
-        if self._seen is None or self._seen.lease.resource_version != lease.resource_version:
+        if self._seen is None or self._seen.vanished or self._seen.lease.resource_version != lease.resource_version:
             self._seen = Observation(lease, self._monotonic())
 
     async def _release(self) -> None:

@@ -18,7 +18,7 @@ __all__ = ["Backoff", "WorkQueue"]
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Delays from `base_seconds`, growing by `factor` up to `cap_seconds`, each shortened by up to `jitter` of itself."""
+    """Delays from `base_seconds`, growing by `factor` up to `cap_seconds`, each cut by up to `jitter` of itself."""
 
     base_seconds: float = 0.1
     cap_seconds: float = 120.0
