@@ -51,9 +51,9 @@ async def test_a_body_that_never_ends_is_given_up_at_the_deadline(stub: Any) -> 
 
 async def test_a_watch_that_is_never_answered_is_given_up_at_the_deadline(stub: Any) -> None:
     stub.answer = _hang
+    watch = stub.client.watch(PODS, resource_version="1", deadline_seconds=0.05)
     with pytest.raises(DeadlineExceeded):
-        async with stub.client.watch(PODS, resource_version="1", deadline_seconds=0.05):
-            pass
+        await watch.__aenter__()
 
 
 async def test_a_refused_connection_is_unreachable(unused_tcp_port: int) -> None:
@@ -88,8 +88,7 @@ async def test_a_refused_watch_raises_its_status(stub: Any, json_answer: Any, fa
 
     stub.answer = absent
     with pytest.raises(NotFound):
-        async with stub.client.watch(PODS, resource_version="1"):
-            pass
+        await stub.client.watch(PODS, resource_version="1").__aenter__()
 
 
 async def test_retry_after_is_kept(stub: Any, json_answer: Any, failure: Any) -> None:
@@ -114,13 +113,13 @@ async def test_requests_never_wait_for_watches(stub: Any, json_answer: Any) -> N
         return response
 
     stub.answer = reply
-    async with Transport(Credentials(stub.url), user_agent="t", pool_size=1) as transport:
-        async with (
-            transport.stream("/a", params={"watch": "1"}, deadline_seconds=1),
-            transport.stream("/b", params={"watch": "1"}, deadline_seconds=1),
-            transport.stream("/c", params={"watch": "1"}, deadline_seconds=1),
-        ):
-            assert await transport.request("GET", "/d", deadline_seconds=1)
+    async with (
+        Transport(Credentials(stub.url), user_agent="t", pool_size=1) as transport,
+        transport.stream("/a", params={"watch": "1"}, deadline_seconds=1),
+        transport.stream("/b", params={"watch": "1"}, deadline_seconds=1),
+        transport.stream("/c", params={"watch": "1"}, deadline_seconds=1),
+    ):
+        assert await transport.request("GET", "/d", deadline_seconds=1)
 
 
 def _kubeconfig(folder: Path, server: str, user: dict[str, Any]) -> Path:
@@ -230,6 +229,8 @@ async def test_a_line_of_several_megabytes_passes(stub: Any) -> None:
         return web.Response(body=line + b"\nend\n")
 
     stub.answer = big
-    async with Transport(Credentials(stub.url), user_agent="t") as transport:
-        async with transport.stream("/", params={}, deadline_seconds=1) as lines:
-            assert [len(found) async for found in lines] == [len(line), 3]
+    async with (
+        Transport(Credentials(stub.url), user_agent="t") as transport,
+        transport.stream("/", params={}, deadline_seconds=1) as lines,
+    ):
+        assert [len(found) async for found in lines] == [len(line), 3]
