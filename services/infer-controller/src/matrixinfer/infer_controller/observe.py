@@ -1,0 +1,143 @@
+"""Reads the caches: one consistent look at a ModelInfer and everything that is its own.
+
+Owns indexes, ownership and which nodes are believed to be lost. No await and no API call, so nothing changes while it
+looks. The trap: labels are written by anybody. Only the uid of the controller owner makes a child, or a namesake that
+was deleted a moment ago would lend its pods to the new one.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from datetime import datetime
+from typing import Final, TypeAlias
+
+from matrixinfer.infer_controller.fleet import HeadlessService, Infer, Pod, Seen, StoredRevision, Timing
+from matrixinfer.infer_controller.projections import Node
+from matrixinfer.kube.resource import Key
+from matrixinfer.kube.store import Change, Store
+
+__all__ = [
+    "BY_DRAINING",
+    "BY_INFER",
+    "BY_NODE",
+    "CHILD_INDEXES",
+    "POD_INDEXES",
+    "LostNodes",
+    "Observer",
+    "Waker",
+    "infer_key",
+]
+
+BY_INFER: Final = "infer"
+"""Index of children by the key of the ModelInfer that their label names."""
+BY_NODE: Final = "node"
+"""Index of pods by node."""
+BY_DRAINING: Final = "draining"
+"""Index of pods that are marked for removal and not yet being deleted, under the entry `yes`."""
+
+Child: TypeAlias = Pod | HeadlessService | StoredRevision
+
+
+def infer_key(child: Child) -> Iterable[Key]:
+    """Return the key of the ModelInfer that a child's label names."""
+    return (Key(child.namespace, child.infer),) if child.infer else ()
+
+
+def _by_infer(child: Child) -> Iterable[str]:
+    return [str(key) for key in infer_key(child)]
+
+
+CHILD_INDEXES: Final[Mapping[str, Callable[[Child], Iterable[str]]]] = {BY_INFER: _by_infer}
+"""Indexes of Services and ControllerRevisions."""
+
+POD_INDEXES: Final[Mapping[str, Callable[[Pod], Iterable[str]]]] = {
+    BY_INFER: _by_infer,
+    BY_NODE: lambda pod: (pod.node,) if pod.node else (),
+    BY_DRAINING: lambda pod: ("yes",) if pod.removal is not None and not pod.is_terminating else (),
+}
+"""Indexes of pods."""
+
+
+class Waker:
+    """Passes keys on to a controller that is made later; until then they are dropped, and nothing runs yet."""
+
+    def __init__(self) -> None:
+        self.target: Callable[[Key], None] | None = None
+
+    def __call__(self, key: Key) -> None:
+        """Ask for a look at this key."""
+        if self.target is not None:
+            self.target(key)
+
+
+class LostNodes:
+    """Nodes that do not answer. `woken` is called for each pod's ModelInfer when a node's readiness changes."""
+
+    def __init__(self, nodes: Store[Node], pods: Store[Pod], woken: Callable[[Key], None]) -> None:
+        self._pods = pods
+        self._woken = woken
+        self._total = 0
+        self._lost: dict[str, datetime] = {}
+        nodes.subscribe(self._changed)
+
+    @property
+    def believed(self) -> Mapping[str, datetime]:
+        """The lost nodes; none while half of all nodes or more seem lost, because then it is we who are cut off."""
+        return self._lost if 2 * len(self._lost) < self._total or self._total == 0 else {}
+
+    def _changed(self, change: Change[Node]) -> None:
+        self._total += (change.new is not None) - (change.old is not None)
+        before, after = _is_ready(change.old), _is_ready(change.new)
+        name = change.key.name
+        if change.new is not None and not change.new.ready and change.new.since is not None:
+            self._lost[name] = change.new.since
+        else:
+            self._lost.pop(name, None)
+        if before != after:
+            for pod in self._pods.by_index(BY_NODE, name):
+                for key in infer_key(pod):
+                    self._woken(key)
+
+
+def _is_ready(node: Node | None) -> bool:
+    return node is None or node.ready
+
+
+class Observer:
+    """Looks at one key."""
+
+    def __init__(
+        self,
+        infers: Store[Infer],
+        pods: Store[Pod],
+        services: Store[HeadlessService],
+        revisions: Store[StoredRevision],
+        *,
+        lost_nodes: Callable[[], Mapping[str, datetime]],
+        in_flight: Callable[[], Mapping[str, int]],
+        timing: Timing,
+        history_limit: int,
+    ) -> None:
+        self._infers = infers
+        self._pods = pods
+        self._services = services
+        self._revisions = revisions
+        self._lost_nodes = lost_nodes
+        self._in_flight = in_flight
+        self._timing = timing
+        self._history_limit = history_limit
+
+    def observe(self, key: Key) -> Seen | None:
+        """Return what there is of a ModelInfer; None when it is gone."""
+        infer = self._infers.get(key)
+        if infer is None:
+            return None
+        entry, uid = str(key), infer.uid
+        return Seen(
+            infer,
+            pods=tuple(pod for pod in self._pods.by_index(BY_INFER, entry) if pod.owner_uid == uid),
+            services=tuple(found for found in self._services.by_index(BY_INFER, entry) if found.owner_uid == uid),
+            revisions=tuple(found for found in self._revisions.by_index(BY_INFER, entry) if found.owner_uid == uid),
+            lost_nodes=self._lost_nodes(),
+            in_flight=self._in_flight(),
+            timing=self._timing,
+            history_limit=self._history_limit,
+        )

@@ -1,0 +1,1 @@
+"""Pure constructors of the objects that this controller makes."""
