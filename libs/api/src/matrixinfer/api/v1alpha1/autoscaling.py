@@ -167,6 +167,8 @@ class AutoscalingPolicyStatus(ApiModel):
 
     observed_generation: Annotated[int, Field(json_schema_extra={"format": "int64"})] = 0
     """Generation that the status speaks of."""
+    metrics: str | None = None
+    """Names of the metrics, as text."""
     bindings: int | None = None
     """Bindings that use the policy."""
     conditions: Conditions = ()

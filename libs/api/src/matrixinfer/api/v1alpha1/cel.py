@@ -56,11 +56,6 @@ RULES: Final[Mapping[str, tuple[CelRule, ...]]] = {
             "autoscalingPolicy of the Model and of a backend exclude each other; keep one of them",
         ),
         CelRule(
-            "has(self.autoscalingPolicy) || self.backends.exists(b, has(b.autoscalingPolicy))"
-            " || self.backends.all(b, b.minReplicas == b.maxReplicas)",
-            "without an autoscalingPolicy minReplicas and maxReplicas of a backend must be equal",
-        ),
-        CelRule(
             "has(self.autoscalingPolicy) || !has(self.costExpansionRatePercent)",
             "costExpansionRatePercent needs an autoscalingPolicy of the Model; add one or remove the field",
         ),

@@ -107,7 +107,7 @@ AUTOSCALING_POLICY: Final = Kind(
     "AutoscalingPolicy",
     short_names=("asp",),
     columns=(
-        Column("Metrics", ".spec.metrics[*].metricName"),
+        Column("Metrics", ".status.metrics", description="The metrics that decide"),
         Column("Bindings", ".status.bindings", "integer", "Bindings that use the policy"),
         _AGE,
     ),

@@ -93,8 +93,6 @@ def _translated(node: Mapping[str, Any], definitions: Mapping[str, Any]) -> Json
 
 def _named(name: str, definitions: Mapping[str, Any]) -> JsonObject:
     made = _translated(definitions[name], definitions)
-    if "enum" in made:
-        made.pop("description", None)
     if name in RULES:
         made["x-kubernetes-validations"] = [rule.as_json() for rule in RULES[name]]
     return made

@@ -8,7 +8,7 @@ The trap: the order of the API server is defaults first, then checks; a required
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, Final
@@ -163,11 +163,17 @@ def _missing_fix(name: str, schema: Mapping[str, Any]) -> str:
 
 
 def _unknown_fix(name: str, members: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(name, members, n=1)
-    if near:
-        return f"did you mean '{near[0]}'?"
+    if near := _nearest(name, members):
+        return f"did you mean '{near}'?"
     listed = ", ".join(list(members)[:_MOST_LISTED])
     return f"remove it; the fields are {listed}{', …' if len(members) > _MOST_LISTED else ''}"
+
+
+def _nearest(text: str, choices: Iterable[str]) -> str:
+    """The choice that was probably meant, in whatever case it was written; empty when none is near."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(text[:_LONGEST_SHOWN].lower(), by_lower, n=1)
+    return by_lower[near[0]] if near else ""
 
 
 def _check_list(value: Sequence[Json], schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
@@ -200,8 +206,8 @@ def _check_keys(value: Sequence[Json], keys: Sequence[str], path: str) -> Iterat
 def _check_text(value: str, schema: Mapping[str, Any], path: str) -> Iterator[FieldError]:
     choices: Sequence[str] | None = schema.get("enum")
     if choices is not None and value not in choices:
-        near = difflib.get_close_matches(value, choices, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'? " if near else ""
+        near = _nearest(value, choices)
+        hint = f"did you mean '{near}'? " if near else ""
         yield FieldError(path, f"cannot be {_shown(value)}", f"{hint}write one of {', '.join(choices)}")
     if len(value) < schema.get("minLength", 0):
         yield FieldError(path, "must not be empty", "give it a value")

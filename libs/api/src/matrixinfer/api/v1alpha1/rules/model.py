@@ -62,6 +62,12 @@ def model_notices(new: Model, old: Model | None) -> Iterator[FieldError]:
             if worker.pods == 0:
                 yield FieldError(f"{path}.workers[{place}].pods", "is 0 and counts as 1", "write 1, or leave it out")
         policy = backend.autoscaling_policy or new.spec.autoscaling_policy
+        if policy is None and backend.min_replicas != backend.max_replicas:
+            yield FieldError(
+                f"{path}.autoscalingPolicy",
+                "is absent, so nothing scales the backend by itself",
+                f"scale its ModelInfer by hand from {backend.min_replicas} to {backend.max_replicas}, or add a policy",
+            )
         if policy is not None and policy.scale_to_zero is not None and backend.min_replicas > 0:
             yield FieldError(
                 f"{path}.minReplicas", f"is {backend.min_replicas}, so nothing scales to zero", "write 0 to allow it"
@@ -177,9 +183,8 @@ def _rollout_errors(rollout: BackendRollout | None, path: str) -> Iterator[Field
 
 def _scaling_errors(model: Model) -> Iterator[FieldError]:
     backends = tuple(enumerate(model.spec.backends))
-    own = any(backend.autoscaling_policy is not None for _, backend in backends)
     if model.spec.autoscaling_policy is not None:
-        if own:
+        if any(backend.autoscaling_policy is not None for _, backend in backends):
             yield FieldError(
                 "spec.autoscalingPolicy",
                 "cannot be set together with autoscalingPolicy of a backend",
@@ -201,10 +206,10 @@ def _scaling_errors(model: Model) -> Iterator[FieldError]:
             "remove it, or add the policy",
         )
     for index, backend in backends:
-        yield from _unscaled_errors(backend, f"spec.backends[{index}]", own=own)
+        yield from _unscaled_errors(backend, f"spec.backends[{index}]")
 
 
-def _unscaled_errors(backend: ModelBackend, path: str, *, own: bool) -> Iterator[FieldError]:
+def _unscaled_errors(backend: ModelBackend, path: str) -> Iterator[FieldError]:
     if backend.scaling_cost != 0:
         yield FieldError(
             f"{path}.scalingCost", "has no meaning without spec.autoscalingPolicy", "remove it, or add the policy"
@@ -214,11 +219,4 @@ def _unscaled_errors(backend: ModelBackend, path: str, *, own: bool) -> Iterator
             f"{path}.scaleToZeroGracePeriod",
             "has no meaning without an autoscalingPolicy",
             "remove it, or add a policy",
-        )
-    if not own and backend.min_replicas != backend.max_replicas:
-        yield FieldError(
-            f"{path}.minReplicas",
-            "must equal maxReplicas while nothing scales the backend"
-            f" ({backend.min_replicas} and {backend.max_replicas})",
-            "make them equal, or add an autoscalingPolicy",
         )
