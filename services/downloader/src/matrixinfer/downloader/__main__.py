@@ -1,0 +1,36 @@
+"""Entry point: arguments, settings, run. The process ends with the code of what happened."""
+
+import sys
+from collections.abc import Sequence
+
+from matrixinfer.downloader import app
+from matrixinfer.downloader.cli import parse_arguments
+from matrixinfer.downloader.settings import DownloaderSettings
+from matrixinfer.service import logging
+from matrixinfer.service.exits import ExitCode
+from matrixinfer.service.lifecycle import run
+from matrixinfer.service.logging import get_logger
+from matrixinfer.service.settings import SettingsError, load
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run `matrixinfer-downloader`; never returns."""
+    arguments = parse_arguments(sys.argv[1:] if argv is None else argv)
+    try:
+        settings = load(DownloaderSettings)
+    except SettingsError as exc:
+        logging.configure("downloader")
+        get_logger("main").error("settings_refused", reason=str(exc))
+        sys.exit(ExitCode.MISCONFIGURED)
+    run(
+        "downloader",
+        settings,
+        lambda lifecycle: app.main(lifecycle, settings, arguments),
+        secrets=settings.secrets,
+        # Another process of this kind may run in the same network: it must not keep a model from coming.
+        admin_required=False,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The command line: what to fetch and where to. Credentials and limits come from the environment, never from here.
+
+Owns the arguments and nothing else. The trap: arguments are visible to everybody on the node and in the pod's
+spec, so there is no option that could carry a secret.
+"""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matrixinfer.downloader.core.uri import SCHEMES
+from matrixinfer.downloader.errors import EXIT_CODES
+
+__all__ = ["FetchArguments", "parse_arguments"]
+
+
+@dataclass(frozen=True, slots=True)
+class FetchArguments:
+    """Arguments of `fetch`."""
+
+    source: str
+    output: Path
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+    model_version: str
+    namespace: str
+
+
+def parse_arguments(argv: Sequence[str]) -> FetchArguments:
+    """Read the command line; a wrong one ends the process with exit code 2 and a usage line on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="matrixinfer-downloader",
+        description="Brings a model onto a volume, verified.",
+        epilog=f"Exit codes: 0 ready, 1 crashed, {_codes()}.",
+        allow_abbrev=False,
+    )
+    fetch = parser.add_subparsers(dest="command", required=True).add_parser(
+        "fetch", help="fetch, verify and publish one model", allow_abbrev=False
+    )
+    fetch.add_argument("--source", required=True, help=f"URI of the model: {', '.join(f'{s}://' for s in SCHEMES)}")
+    fetch.add_argument("--output", required=True, type=Path, help="folder that shall hold the files and READY")
+    fetch.add_argument("--include", action="append", default=[], metavar="GLOB", help="take only these files")
+    fetch.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out")
+    fetch.add_argument("--model-version", default="", metavar="NAME", help="ModelVersion to report to")
+    fetch.add_argument("--namespace", default="", help="its namespace; the pod's own when left out")
+    given = parser.parse_args(argv)
+    if given.namespace and not given.model_version:
+        fetch.error("--namespace needs --model-version")
+    return FetchArguments(
+        source=given.source,
+        output=given.output.absolute(),
+        include=tuple(given.include),
+        exclude=tuple(given.exclude),
+        model_version=given.model_version,
+        namespace=given.namespace,
+    )
+
+
+def _codes() -> str:
+    causes: dict[int, list[str]] = {}
+    for cause, code in EXIT_CODES.items():
+        causes.setdefault(code, []).append(cause)
+    return ", ".join(f"{code} {'/'.join(names)}" for code, names in sorted(causes.items()))

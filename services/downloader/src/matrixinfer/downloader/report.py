@@ -1,0 +1,139 @@
+"""Tells the API server how the download goes: the status of the ModelVersion it was started for.
+
+A courtesy with strict limits: progress at most every two seconds, the outcome at once, every call with a deadline, and
+no failure here ever fails the download. Each write is a server-side apply pinned to the version that was read, because
+several pods write the same fields. The trap: what is not readable or gone for good is not asked for again.
+"""
+
+import asyncio
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+
+from matrixinfer.api.v1alpha1.kinds import MODEL_VERSION
+from matrixinfer.api.v1alpha1.modelversion import ModelVersionStatus
+from matrixinfer.downloader.core.status import Report, next_status
+from matrixinfer.kube.client import Client
+from matrixinfer.kube.errors import Conflict, Forbidden, Invalid, KubeError, NotFound, Unauthorized
+from matrixinfer.kube.resource import Json, Key, Resource
+from matrixinfer.service.logging import get_logger
+
+__all__ = ["FIELD_MANAGER", "Recorded", "StatusReporter", "kubeconfig_of_token"]
+
+log = get_logger("report")
+
+FIELD_MANAGER: Final = "matrixinfer-downloader"
+"""Field manager and user agent of every write."""
+
+_RESOURCE = Resource.of(MODEL_VERSION)
+_CALL_SECONDS = 5.0
+_CONFLICTS = 5
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """What the ModelVersion says it consists of; empty where nobody found out yet."""
+
+    revision: str = ""
+    digest: str = ""
+
+
+class StatusReporter:
+    """Reports one download to one ModelVersion."""
+
+    def __init__(self, client: Client, key: Key, now: Callable[[], datetime]) -> None:
+        self._client = client
+        self._key = key
+        self._now = now
+        self._hopeless = False
+        self._complained = False
+        self._told: Report | None = None
+
+    async def recorded(self) -> Recorded:
+        """Return revision and digest that an earlier download of this version found."""
+        try:
+            status, _, _ = await self._read()
+        except KubeError as exc:
+            self._complain(exc)
+            return Recorded()
+        return Recorded(status.resolved_revision or "", status.digest or "")
+
+    async def progress(self, report: Report) -> None:
+        """Write where the download is, unless that is what was written last; the caller keeps the pace."""
+        if report != self._told:
+            await self._tell(report)
+
+    async def outcome(self, report: Report, *, seconds: float) -> None:
+        """Write how it ended, trying for at most so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                for pause in _PAUSES:
+                    if await self._tell(report) or self._hopeless:
+                        return
+                    await asyncio.sleep(pause)
+        except TimeoutError:
+            pass
+        log.warning("outcome_not_reported", model_version=str(self._key), seconds=seconds)
+
+    async def _tell(self, report: Report) -> bool:
+        """True when the status says it, or need not."""
+        if self._hopeless:
+            return False
+        try:
+            for _ in range(_CONFLICTS):
+                try:
+                    await self._write(report)
+                except Conflict:
+                    continue
+                self._told = report
+                return True
+        except KubeError as exc:
+            self._complain(exc)
+        return False
+
+    async def _write(self, report: Report) -> None:
+        status, generation, version = await self._read()
+        wanted = next_status(status, generation, report, self._now())
+        if wanted is None:
+            return
+        manifest: dict[str, Json] = {
+            "apiVersion": _RESOURCE.api_version,
+            "kind": _RESOURCE.kind,
+            "metadata": {"name": self._key.name, "namespace": self._key.namespace, "resourceVersion": version},
+            "status": wanted,
+        }
+        await self._client.apply(
+            _RESOURCE, manifest, field_manager=FIELD_MANAGER, subresource="status", deadline_seconds=_CALL_SECONDS
+        )
+
+    async def _read(self) -> tuple[ModelVersionStatus, int, str]:
+        found = await self._client.get(_RESOURCE, self._key, deadline_seconds=_CALL_SECONDS)
+        metadata = found.get("metadata") or {}
+        status = ModelVersionStatus.model_validate(found.get("status") or {})
+        return status, int(metadata.get("generation") or 0), str(metadata.get("resourceVersion") or "")
+
+    def _complain(self, exc: KubeError) -> None:
+        self._hopeless = isinstance(exc, NotFound | Forbidden | Unauthorized | Invalid)
+        if not self._complained or self._hopeless:
+            log.warning("report_failed", model_version=str(self._key), reason=str(exc), gives_up=self._hopeless)
+        self._complained = True
+
+
+def kubeconfig_of_token(folder: Path, host: str, port: str) -> str:
+    """Return a kubeconfig that names a projected token and its CA by path: no credential is in the text itself."""
+    server = f"https://[{host}]:{port}" if ":" in host else f"https://{host}:{port}"
+    cluster = {"server": server, "certificate-authority": str(folder / "ca.crt")}
+    return json.dumps(
+        {
+            "apiVersion": "v1",
+            "kind": "Config",
+            "current-context": "pod",
+            "contexts": [{"name": "pod", "context": {"cluster": "pod", "user": "pod"}}],
+            "clusters": [{"name": "pod", "cluster": cluster}],
+            "users": [{"name": "pod", "user": {"tokenFile": str(folder / "token")}}],
+        }
+    )

@@ -1,0 +1,81 @@
+"""Settings of the downloader: limits under its own prefix, credentials under the names the tools of each store use.
+
+Credentials come from the environment, which Kubernetes fills from Secrets, never from arguments. Both the names of the
+stores' own tools (AWS_*, HF_TOKEN) and the older ones of MatrixInfer (ACCESS_KEY, SECRET_KEY, HF_AUTH_TOKEN) are known.
+"""
+
+from pathlib import Path
+
+from pydantic import AliasChoices, Field, SecretStr
+from pydantic_settings import SettingsConfigDict
+
+from matrixinfer.service.settings import ServiceSettings
+
+__all__ = ["DownloaderSettings"]
+
+
+class DownloaderSettings(ServiceSettings):
+    """What the downloader reads from its environment."""
+
+    model_config = SettingsConfigDict(env_prefix="MATRIXINFER_DOWNLOADER_")
+
+    drain_seconds: float = Field(15.0, ge=0, description="Time to note what was fetched after SIGTERM.")
+    connections: int = Field(8, ge=1, le=64, description="Ranges fetched at the same time.")
+    part_bytes: int = Field(16 << 20, ge=1 << 16, le=1 << 30, description="Size of one range.")
+    tries: int = Field(6, ge=1, le=100, description="Tries of one range in a row without a byte of progress.")
+    longest_wait_seconds: float = Field(20.0, gt=0, le=300, description="Longest pause between two tries.")
+    connect_seconds: float = Field(10.0, gt=0, description="Deadline for a connection to the source.")
+    read_seconds: float = Field(30.0, gt=0, description="Longest silence of the source while bytes are due.")
+    listing_seconds: float = Field(300.0, gt=0, description="Deadline for listing the source, retries included.")
+    lock_wait_seconds: float = Field(3600.0, ge=0, description="How long to wait for another process on the folder.")
+    reserve_bytes: int = Field(64 << 20, ge=0, description="Bytes that must stay free on the volume.")
+    report_seconds: float = Field(2.0, ge=2, description="Least time between two reports of progress.")
+    log_seconds: float = Field(10.0, gt=0, description="Time between two log lines of progress.")
+    claims_dir: Path = Field(Path("/claims"), description="Claim NAME of pvc://NAME/... is mounted at claims_dir/NAME.")
+    termination_log: Path = Field(Path("/dev/termination-log"), description="Where the outcome is written.")
+    service_account_dir: Path = Field(
+        Path("/var/run/secrets/matrixinfer"), description="Folder of token, ca.crt and namespace for the report."
+    )
+
+    endpoint: str = Field(
+        "",
+        validation_alias=AliasChoices("ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"),
+        description="Address of the S3 store; unset means the public one.",
+    )
+    region: str = Field(
+        "", validation_alias=AliasChoices("AWS_REGION", "AWS_DEFAULT_REGION"), description="Its region."
+    )
+    access_key: SecretStr = Field(
+        SecretStr(""), validation_alias=AliasChoices("ACCESS_KEY", "AWS_ACCESS_KEY_ID"), description="Its access key."
+    )
+    secret_key: SecretStr = Field(
+        SecretStr(""), validation_alias=AliasChoices("SECRET_KEY", "AWS_SECRET_ACCESS_KEY"), description="Its secret."
+    )
+    session_token: SecretStr = Field(
+        SecretStr(""), validation_alias=AliasChoices("AWS_SESSION_TOKEN"), description="Token of a temporary key."
+    )
+    anonymous: bool = Field(default=False, description="Read the S3 store without credentials, whatever is set.")
+    ca_bundle: str = Field(
+        "",
+        validation_alias=AliasChoices("AWS_CA_BUNDLE"),
+        description="File of certificates to trust for the S3 store; the hub's client reads SSL_CERT_FILE.",
+    )
+    hf_endpoint: str = Field("", validation_alias=AliasChoices("HF_ENDPOINT"), description="Address of the hub.")
+    hf_token: SecretStr = Field(
+        SecretStr(""), validation_alias=AliasChoices("HF_TOKEN", "HF_AUTH_TOKEN"), description="Token of the hub."
+    )
+    hf_revision: str = Field(
+        "", validation_alias=AliasChoices("HF_REVISION"), description="Revision when the source names none."
+    )
+    api_host: str = Field(
+        "", validation_alias=AliasChoices("KUBERNETES_SERVICE_HOST"), description="API server, set by the kubelet."
+    )
+    api_port: str = Field(
+        "443", validation_alias=AliasChoices("KUBERNETES_SERVICE_PORT"), description="Its port, set by the kubelet."
+    )
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Every credential, so that logs can mask them."""
+        held = (self.access_key, self.secret_key, self.session_token, self.hf_token)
+        return tuple(value for secret in held if (value := secret.get_secret_value()))

@@ -1,0 +1,64 @@
+"""The termination message: how it ended, as JSON, where the kubelet looks for it.
+
+It is the only report that always works: it needs no API access, and whoever sees the failed pod sees it.
+The kubelet keeps 4096 bytes and cuts the rest, which would make it unreadable for programs, so the message is cut here.
+"""
+
+import json
+from pathlib import Path
+
+from matrixinfer.downloader.core.manifest import Ready
+from matrixinfer.downloader.errors import DownloadError
+from matrixinfer.service.logging import get_logger
+
+__all__ = ["failure_message", "success_message", "write"]
+
+log = get_logger("termination")
+
+_LIMIT_BYTES = 4096
+_MESSAGE_CHARACTERS = 900
+
+
+def success_message(ready: Ready) -> str:
+    """Return the message of a download that ended well."""
+    return _encode(
+        {
+            "outcome": "Ready",
+            "exitCode": 0,
+            "source": ready.source,
+            "resolvedRevision": ready.resolved_revision,
+            "digest": ready.digest,
+            "totalBytes": ready.total_bytes,
+            "fileCount": len(ready.files),
+        }
+    )
+
+
+def failure_message(source: str, error: DownloadError) -> str:
+    """Return the message of a download that did not."""
+    message = error.message[:_MESSAGE_CHARACTERS]
+    return _encode(
+        {
+            "outcome": "Failed",
+            "cause": str(error.cause),
+            "exitCode": error.exit_code,
+            "message": message,
+            "source": source,
+        }
+    )
+
+
+def write(path: Path, message: str) -> None:
+    """Write it; a path that cannot be written (no kubelet here) is not an error."""
+    try:
+        path.write_text(message)
+    except OSError as exc:
+        log.debug("termination_log_not_written", path=str(path), reason=exc.strerror)
+
+
+def _encode(document: dict[str, object]) -> str:
+    text = json.dumps(document, separators=(",", ":"))
+    if len(text.encode()) <= _LIMIT_BYTES:
+        return text
+    # Only a source of unusual length gets here; the cause matters more.
+    return json.dumps({key: value for key, value in document.items() if key != "source"}, separators=(",", ":"))
