@@ -48,3 +48,11 @@ def test_retry_after_comes_from_the_header_or_the_details() -> None:
 
 def test_not_owned_says_what_to_do() -> None:
     assert "Delete or rename it" in str(errors.NotOwned("Service a/b", "ModelInfer other"))
+
+
+def test_a_patch_with_another_uid_is_a_conflict_though_the_server_calls_it_invalid() -> None:
+    cause = {"reason": "FieldValueInvalid", "field": "metadata.uid", "message": "field is immutable"}
+    body = {"code": 422, "reason": "Invalid", "message": "m", "details": {"causes": [cause]}}
+    assert isinstance(errors.error_from_status(422, body), errors.Conflict)
+    body["details"]["causes"].append({"field": "spec"})
+    assert isinstance(errors.error_from_status(422, body), errors.Invalid)

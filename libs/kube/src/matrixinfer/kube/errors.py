@@ -1,8 +1,8 @@
 """What can go wrong between us and an API server, one exception per meaning.
 
 Owns the mapping from a status code and a `Status` body to a type. Refuses to decide what to do about it: that is
-`reconcile.outcome`. The trap: 409 means two things (`AlreadyExists` for a create, `Conflict` for a precondition), and
-only the reason in the body tells them apart.
+`reconcile.outcome`. The traps: 409 means two things (`AlreadyExists` for a create, `Conflict` for a precondition), and
+only the reason in the body tells them apart; a uid that does not match is a 409 in a delete, but a 422 in a patch.
 """
 
 # The names are the reasons that the API itself uses; "NotFoundError" would say the same thing twice.
@@ -150,7 +150,7 @@ def error_from_status(code: int, body: Mapping[str, Any], *, retry_after: float 
     details = details if isinstance(details, dict) else {}
     if retry_after is None and isinstance(details.get("retryAfterSeconds"), int):
         retry_after = float(details["retryAfterSeconds"])
-    return _type_of(status, reason)(
+    return _type_of(status, reason, details)(
         status, reason, str(body.get("message") or "the API server gave no message"), details, retry_after=retry_after
     )
 
@@ -165,11 +165,22 @@ def error_from_response(code: int, raw: bytes, *, retry_after: str | None = None
     return error_from_status(code, body if isinstance(body, dict) else {}, retry_after=seconds)
 
 
-def _type_of(status: int, reason: str) -> type[ApiError]:
+def _type_of(status: int, reason: str, details: Mapping[str, Any]) -> type[ApiError]:
     if reason == "AlreadyExists":
         return AlreadyExists
+    if reason == "Invalid" and _only_uid_differs(details):
+        return Conflict
     if reason == "Expired":
         return Gone
     if status >= 500:
         return ServerFault
     return _BY_STATUS.get(status, ApiError)
+
+
+def _only_uid_differs(details: Mapping[str, Any]) -> bool:
+    """True when a patch was refused because its uid is not the object's.
+
+    The API server answers that with 422 "field is immutable"; to us the uid was a precondition.
+    """
+    causes = details.get("causes") or ()
+    return bool(causes) and all(cause.get("field") == "metadata.uid" for cause in causes)
