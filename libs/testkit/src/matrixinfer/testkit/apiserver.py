@@ -20,7 +20,14 @@ from matrixinfer.kube.resource import PODS, SERVICES, Key, Resource
 from matrixinfer.testkit.kinds import KindSpec
 from matrixinfer.testkit.memory import ConnectionCut, MemoryApi, StatusError
 from matrixinfer.testkit.records import Change, Object
-from matrixinfer.testkit.status_errors import bad_request, method_not_allowed, unsupported_media_type
+from matrixinfer.testkit.status_errors import (
+    Cause,
+    bad_request,
+    invalid,
+    method_not_allowed,
+    unknown_resource,
+    unsupported_media_type,
+)
 from matrixinfer.testkit.structural import pruned
 
 __all__ = ["ApiServer", "Request"]
@@ -29,6 +36,7 @@ _MERGE: Final = "application/merge-patch+json"
 _JSON_PATCH: Final = "application/json-patch+json"
 _APPLY: Final = "application/apply-patch+yaml"
 _RETURNS_DELETED: Final = (PODS, SERVICES)
+_PATCH_OPTIONS: Final = Resource("meta.k8s.io", "v1", "patchoptions", "PatchOptions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,19 +328,18 @@ class ApiServer:
 
     def _target(self, path: str) -> _Target:
         parts = path.strip("/").split("/")
-        unknown = StatusError(404, "NotFound", "the server could not find the requested resource")
         if parts[0] == "api" and len(parts) > 2:
             group, version, rest = "", parts[1], parts[2:]
         elif parts[0] == "apis" and len(parts) > 3:
             group, version, rest = parts[1], parts[2], parts[3:]
         else:
-            raise unknown
+            raise unknown_resource()
         namespace: str | None = None
         if rest[0] == "namespaces" and len(rest) > 2 and rest[2] not in ("status", "finalize"):
             namespace, rest = rest[1], rest[2:]
         kind = self.api.kind_at(group, rest[0])
         if kind.resource.version != version or (namespace is not None and not kind.resource.namespaced):
-            raise unknown
+            raise unknown_resource()
         key = Key(namespace or "", rest[1]) if len(rest) > 1 else None
         return _Target(kind, namespace, key, rest[2] if len(rest) > 2 else "")
 
@@ -367,6 +374,8 @@ class ApiServer:
         body = _decoded(await request.read())
         unknown: list[str] = []
         if target.kind.is_custom and target.subresource != "scale":
+            if not body.get("kind"):
+                raise bad_request("the object provided is unrecognized: Object 'Kind' is missing")
             pruned(body, target.kind.schema, "", unknown)
         if unknown and request.query.get("fieldValidation") == "Strict":
             shown = ", ".join(f'unknown field "{path}"' for path in unknown)
@@ -440,16 +449,17 @@ class ApiServer:
 
     def _apply(self, request: web.BaseRequest, target: _Target, key: Key, store: MemoryApi, raw: bytes) -> web.Response:
         if not request.query.get("fieldManager"):
-            raise bad_request("PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch")  # fmt: skip  # noqa: E501
+            cause = Cause("FieldValueRequired", "Required value: is required for apply patch", "fieldManager")
+            raise invalid(_PATCH_OPTIONS, "", [cause])
         config = yaml.safe_load(raw)
         if not isinstance(config, dict):
             raise bad_request("error decoding YAML: not an object")
         if not config.get("kind") or not config.get("apiVersion"):
             raise bad_request("invalid object type: kind and apiVersion are required")
-        meta = config.setdefault("metadata", {})
-        meta.setdefault("name", key.name)
-        if target.namespace is not None:
-            meta.setdefault("namespace", target.namespace)
+        if not (config.get("metadata") or {}).get("name"):
+            why = f"the name of the object ({key.name} based on URL) was undeterminable: name must be provided"
+            raise bad_request(why)
+        self._match_url(config["metadata"], target)
         existed = store.find(target.resource, key) is not None
         done = store.apply(
             target.resource,

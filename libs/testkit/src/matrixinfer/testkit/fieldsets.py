@@ -59,47 +59,45 @@ def _list_type(value: Any, schema: Schema) -> str:
     return kind
 
 
-def _flatten(value: Any, schema: Schema, path: Path, out: dict[Path, Any]) -> None:
+def _flatten(value: Any, schema: Schema, path: Path, out: dict[Path, Any], *, containers: bool) -> None:
     if _is_granular_map(value, schema):
-        if not value and path:
+        if path and (containers or not value):
             out[path] = _MEMBER
         for name, member in value.items():
             child, named = _child(schema, name)
             here = (*path, "f:" + name)
             if not named or member is None:
                 out[here] = _MEMBER
-            _flatten(member, child, here, out)
+            _flatten(member, child, here, out, containers=containers)
         return
-    match _list_type(value, schema):
-        case "map":
-            if not value:
-                out[path] = _MEMBER
-            for item in value:
-                here = (*path, _item_key(item, schema))
-                out[here] = _MEMBER
-                _flatten(item, schema.get("items", _EMPTY), here, out)
-        case "set":
-            if not value:
-                out[path] = _MEMBER
-            for item in value:
-                out[(*path, "v:" + _encoded(item))] = _MEMBER
-        case _:
-            out[path] = value
+    kind = _list_type(value, schema)
+    if kind not in ("map", "set"):
+        out[path] = value
+        return
+    if containers:
+        out[path] = _MEMBER
+    for item in value:
+        if kind == "set":
+            out[(*path, "v:" + _encoded(item))] = _MEMBER
+            continue
+        here = (*path, _item_key(item, schema))
+        out[here] = _MEMBER
+        _flatten(item, schema.get("items", _EMPTY), here, out, containers=containers)
 
 
 def field_set(value: Any, schema: Schema) -> FieldSet:
-    """Return every field that `value` sets."""
+    """Return every field that an applied configuration sets."""
     out: dict[Path, Any] = {}
-    _flatten(value, schema, (), out)
+    _flatten(value, schema, (), out, containers=False)
     return frozenset(out)
 
 
 def changed_paths(old: Any, new: Any, schema: Schema) -> tuple[FieldSet, FieldSet]:
-    """Return what was added or modified from `old` to `new`, and what was removed."""
+    """Return what was added or modified from `old` to `new`, and what was removed; new maps and lists count themselves."""
     before: dict[Path, Any] = {}
     after: dict[Path, Any] = {}
-    _flatten(old, schema, (), before)
-    _flatten(new, schema, (), after)
+    _flatten(old, schema, (), before, containers=True)
+    _flatten(new, schema, (), after, containers=True)
     touched = frozenset(path for path, value in after.items() if path not in before or before[path] != value)
     return touched, frozenset(path for path in before if path not in after)
 

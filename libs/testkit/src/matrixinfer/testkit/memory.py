@@ -35,8 +35,8 @@ from matrixinfer.testkit.status_errors import (
     conflict,
     expired,
     invalid,
-    method_not_allowed,
     not_found,
+    unknown_resource,
 )
 from matrixinfer.testkit.structural import defaulted, problems, pruned
 
@@ -184,7 +184,7 @@ class MemoryApi:
         """The kind of a URL; 404 when there is none."""
         kind = self._kinds.get((group, plural))
         if kind is None:
-            raise StatusError(404, "NotFound", "the server could not find the requested resource")
+            raise unknown_resource()
         return kind
 
     # ------------------------------------------------------------------ reading
@@ -374,7 +374,7 @@ class MemoryApi:
         key = self._key_of(resource, body)
         return self._write(
             "update", resource, key, subresource, field_manager,
-            lambda: self._edit(resource, key, subresource, field_manager, lambda _live: body),
+            lambda: self._edit(resource, key, subresource, field_manager, lambda _live: body, "update"),
         )  # fmt: skip
 
     def merge_patch(
@@ -414,10 +414,7 @@ class MemoryApi:
         """Set the replicas through the scale subresource; returns the `Scale` object."""
         paths = self.kind(resource).scale
         if paths is None:
-            raise method_not_allowed()
-        if replicas < 0:
-            cause = Cause("FieldValueInvalid", f"Invalid value: {replicas}: must be >= 0", "spec.replicas")
-            raise invalid(resource, key.name, [cause])
+            raise unknown_resource()
         path = paths.spec_replicas.split(".")
         self._write(
             "update", resource, key, "scale", field_manager,
@@ -429,7 +426,7 @@ class MemoryApi:
         """The `Scale` view of an object."""
         paths = self.kind(resource).scale
         if paths is None:
-            raise method_not_allowed()
+            raise unknown_resource()
         manifest = self.record(resource, key).manifest
         meta = manifest["metadata"]
         status: Object = {"replicas": _at(manifest, paths.status_replicas) or 0}
@@ -509,17 +506,19 @@ class MemoryApi:
         self.kind(resource)
         return self._objects[(resource.group, resource.plural)]
 
-    @staticmethod
-    def _with_type(resource: Resource, body: Object) -> Object:
+    def _with_type(self, resource: Resource, body: Object) -> Object:
+        is_custom = self.kind(resource).is_custom
         meta = body.get("metadata")
         if not isinstance(meta, dict):
             body["metadata"] = meta = {}
         if body.setdefault("apiVersion", resource.api_version) != resource.api_version:
             raise bad_request(f"the API version in the data ({body['apiVersion']}) does not match the expected API version ({resource.api_version})")  # fmt: skip  # noqa: E501
         if body.setdefault("kind", resource.kind) != resource.kind:
-            raise bad_request(
-                f"{body['kind']} in version {body['apiVersion']!r} cannot be handled as a {resource.kind}"
-            )
+            if is_custom:
+                message = f'Invalid value: "{body["kind"]}": must be {resource.kind}'
+                raise invalid(resource, str(meta.get("name", "")), [Cause("FieldValueInvalid", message, "kind")])
+            version = f'{body["kind"]} in version "{body["apiVersion"]}"'
+            raise bad_request(f"{version} cannot be handled as a {resource.kind}")
         return body
 
     @staticmethod
@@ -590,10 +589,17 @@ class MemoryApi:
             self._serial += 1
             return with_built_in_defaults(resource, body, self._serial)
         normal: Object = defaulted(pruned(body, kind.schema), kind.schema)
-        causes = list(problems(normal, kind.schema))
+        causes = [*problems(normal, kind.schema), *self._scale_problems(kind, normal)]
         if causes:
             raise invalid(resource, str(body["metadata"].get("name", "")), causes)
         return normal
+
+    @staticmethod
+    def _scale_problems(kind: KindSpec, body: Object) -> Iterable[Cause]:
+        replicas = _at(body, kind.scale.spec_replicas) if kind.scale else None
+        if kind.scale and isinstance(replicas, int) and replicas < 0:
+            message = f"Invalid value: {replicas}: should be a non-negative integer"
+            yield Cause("FieldValueInvalid", message, "." + kind.scale.spec_replicas)
 
     def _create(
         self,
@@ -643,9 +649,9 @@ class MemoryApi:
         if live is None:
             return self._apply_new(kind, key, config, me)
         meta = config["metadata"]
-        self._check_preconditions(resource, key, live, meta.get("uid"), None)
         if meta.get("resourceVersion") not in (None, str(live.resource_version)):
             raise self._modified(resource, key)
+        self._check_uid(kind, key, live, meta, subresource)
         config = self._writable_part(kind, config, live.manifest, subresource, merge=True)
         result = ownership.applied(
             live.manifest, config, kind.schema, live.managed, me, has_status=kind.status and not subresource
@@ -686,22 +692,48 @@ class MemoryApi:
                 f"failed to create typed patch object ({where}; {resource.api_version}, Kind={resource.kind}): {lines}",
             )
 
+    def _check_replacement(self, kind: KindSpec, key: Key, live: Record, meta: Object) -> None:
+        """What a PUT has to carry: the version where updates are conditional, and no other object's uid."""
+        if kind.is_custom and not meta.get("resourceVersion"):
+            message = "Invalid value: 0: must be specified for an update"
+            raise invalid(kind.resource, key.name, [Cause("FieldValueInvalid", message, "metadata.resourceVersion")])
+        self._check_preconditions(kind.resource, key, live, meta.get("uid"), None)
+
+    @staticmethod
+    def _check_uid(kind: KindSpec, key: Key, live: Record, meta: Object, subresource: str) -> None:
+        """A patch that names another uid is invalid. On the status of a custom kind the server ignores all metadata."""
+        if subresource == "status" and kind.is_custom:
+            return
+        uid = meta.get("uid")
+        if uid and uid != live.uid:
+            message = f'Invalid value: "{uid}": field is immutable'
+            raise invalid(kind.resource, key.name, [Cause("FieldValueInvalid", message, "metadata.uid")])
+
     def _edit(
-        self, resource: Resource, key: Key, subresource: str, manager: str, edit: Callable[[Object], Object]
+        self,
+        resource: Resource,
+        key: Key,
+        subresource: str,
+        manager: str,
+        edit: Callable[[Object], Object],
+        verb: Verb = "patch",
     ) -> Object:
         kind = self.kind(resource)
         if subresource == "status" and not kind.status:
-            raise method_not_allowed()
+            raise unknown_resource()
         live = self.record(resource, key)
         body = edit(live.manifest)
         meta = body.get("metadata") or {}
-        self._check_preconditions(resource, key, live, meta.get("uid"), None)
         if meta.get("resourceVersion") not in (None, "", str(live.resource_version)):
             raise self._modified(resource, key)
         if meta.get("name", key.name) != key.name:
             raise bad_request(
                 f"the name of the object ({meta['name']}) does not match the name on the URL ({key.name})"
             )
+        if verb == "update" and subresource != "scale":
+            self._check_replacement(kind, key, live, meta)
+        else:
+            self._check_uid(kind, key, live, meta, subresource)
         body = self._writable_part(kind, body, live.manifest, subresource, merge=False)
         normal = self._updated(kind, live, body, subresource)
         managed = ownership.owners_after_update(
@@ -777,12 +809,14 @@ class MemoryApi:
             m: o.fields for m, o in live.managed.items()
         }:
             return live.manifest
+        meta = normal["metadata"]
+        if live.is_deleting and not meta.get("finalizers") and not meta.get("deletionGracePeriodSeconds"):
+            # The update that takes the last finalizer away is the deletion; nobody sees it as a modification.
+            self._remove(resource, key, last=Record(normal, managed))
+            return normal
         stored = self._commit("MODIFIED", resource, key, normal, managed)
         if resource == CUSTOM_RESOURCE_DEFINITIONS:
             self.register(kind_of_crd(stored.manifest))
-        meta = stored.manifest["metadata"]
-        if stored.is_deleting and not meta.get("finalizers") and not meta.get("deletionGracePeriodSeconds"):
-            self._remove(resource, key)
         return stored.manifest
 
     # ------------------------------------------------------------------ deletion
@@ -822,15 +856,16 @@ class MemoryApi:
         default = manifest["spec"].get("terminationGracePeriodSeconds", 30)
         return max(0, int(default if asked is None else asked))
 
-    def _remove(self, resource: Resource, key: Key) -> Object:
-        where = (resource.group, resource.plural)
-        gone = self._objects[where].pop(key)
+    def _remove(self, resource: Resource, key: Key, *, last: Record | None = None) -> Object:
+        gone = self._objects[(resource.group, resource.plural)].pop(key)
+        last = last or gone
         self._version += 1
-        last = {**gone.manifest, "metadata": {**gone.manifest["metadata"], "resourceVersion": str(self._version)}}
-        self._record_change("DELETED", resource, key, gone, Record(last, gone.managed))
+        meta = {**last.manifest["metadata"], "resourceVersion": str(self._version)}
+        final = {**last.manifest, "metadata": meta}
+        self._record_change("DELETED", resource, key, gone, Record(final, last.managed))
         if resource == CUSTOM_RESOURCE_DEFINITIONS:
             self._unregister(kind_of_crd(gone.manifest).resource)
-        return last
+        return final
 
     def _unregister(self, resource: Resource) -> None:
         for key in sorted(self._objects[(resource.group, resource.plural)]):

@@ -16,6 +16,7 @@ __all__ = [
     "invalid",
     "method_not_allowed",
     "not_found",
+    "unknown_resource",
     "unsupported_media_type",
 ]
 
@@ -145,6 +146,11 @@ def bad_request(why: str) -> StatusError:
 def method_not_allowed() -> StatusError:
     """405: the resource has no such verb or subresource."""
     return StatusError(405, "MethodNotAllowed", "the server does not allow this method on the requested resource")
+
+
+def unknown_resource() -> StatusError:
+    """404: the server serves no such kind, or the kind has no such subresource."""
+    return StatusError(404, "NotFound", "the server could not find the requested resource")
 
 
 def unsupported_media_type(content_type: str) -> StatusError:

@@ -170,7 +170,8 @@ def _string_problems(value: str, schema: Schema, path: str) -> Iterator[Cause]:
     if "pattern" in schema and not re.search(schema["pattern"], value):
         yield _invalid(path, value, f"should match '{schema['pattern']}'")
     if schema.get("format") == "date-time" and not _is_date_time(value):
-        yield _invalid(path, value, "must be of type date-time")
+        message = f"Invalid value: {_shown(value)}: {path} in body must be of type date-time: {_shown(value)}"
+        yield Cause("FieldValueTypeInvalid", message, path)
 
 
 def _item_identity(item: Any, schema: Schema, keys: Sequence[str]) -> str:
