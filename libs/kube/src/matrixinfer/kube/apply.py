@@ -186,9 +186,8 @@ class Executor:
                 raise _not_owned(resource, existing)
             return _with_uid(manifest, existing["metadata"]["uid"])
         if found.controller_uid != controller:
-            raise NotOwned(
-                f"{resource.kind} {key}", f"controller {found.controller_uid}" if found.controller_uid else "nobody"
-            )
+            owner = f"the controller with uid {found.controller_uid}" if found.controller_uid else "nobody"
+            raise NotOwned(f"{resource.kind} {key}", owner)
         return _with_uid(manifest, found.uid)
 
     def _cached(self, resource: Resource, key: Key) -> Identity | None:
@@ -278,7 +277,8 @@ def _written(resource: Resource, stored: Mapping[str, Any]) -> Written:
 
 def _not_owned(resource: Resource, existing: Mapping[str, Any]) -> NotOwned:
     references = existing["metadata"].get("ownerReferences") or ()
-    owner = next((f"{r['kind']} {r['name']}" for r in references if r.get("controller")), "nobody")
+    # The uid too: the owner may be a former object of the same name, whose children are still being cleaned up.
+    owner = next((f"{r['kind']} {r['name']} (uid {r['uid']})" for r in references if r.get("controller")), "nobody")
     return NotOwned(f"{resource.kind} {key_of(existing)}", owner)
 
 
