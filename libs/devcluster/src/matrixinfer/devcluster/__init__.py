@@ -7,5 +7,6 @@ from matrixinfer.devcluster.components import Options
 from matrixinfer.devcluster.controlplane import ControlPlane
 from matrixinfer.devcluster.errors import ClusterError
 from matrixinfer.devcluster.layout import instance, repository
+from matrixinfer.devcluster.node import Node
 
-__all__ = ["ClusterError", "ControlPlane", "Options", "instance", "repository"]
+__all__ = ["ClusterError", "ControlPlane", "Node", "Options", "instance", "repository"]

@@ -28,6 +28,7 @@ from matrixinfer.devcluster.components import Addresses, Options
 from matrixinfer.devcluster.errors import ClusterError
 from matrixinfer.devcluster.kubeconfig import Access, Credentials
 from matrixinfer.devcluster.layout import Instance, instance
+from matrixinfer.devcluster.leftovers import remove_tree
 from matrixinfer.devcluster.processes import Ledger
 from matrixinfer.devcluster.rest import Answer, Api
 from matrixinfer.devcluster.state import State
@@ -177,6 +178,7 @@ class ControlPlane:
         """Stop everything that was ever started under this name and forget it."""
         with state.transition(self.place):
             self._clean_up()
+            remove_tree(self.place.folder)
 
     def down_if_unused(self) -> None:
         """Go down, unless someone borrows the cluster or asked to keep it."""
@@ -184,7 +186,7 @@ class ControlPlane:
             found = state.load(self.place)
             if found is not None and not found.kept and state.is_unused(self.place):
                 self._clean_up()
-                shutil.rmtree(self.place.folder, ignore_errors=True)
+                remove_tree(self.place.folder)
 
     def _ensure_up(self, lock: int, options: Options, say: Say) -> None:
         if self.is_up():
@@ -192,7 +194,7 @@ class ControlPlane:
         programs = self.binaries(say)
         for attempt in range(3):
             self._clean_up()
-            # Logs outlive `down`, so that what went wrong can be read then; a new start begins new ones.
+            # Logs outlive a failed start, so that what went wrong can be read; a new start begins new ones.
             shutil.rmtree(self.place.logs, ignore_errors=True)
             try:
                 self._start(lock, programs, options, say)
@@ -225,7 +227,8 @@ class ControlPlane:
         policy.write_text(yaml.safe_dump(components.audit_policy()), encoding="utf-8")
         rendered = components.control_plane_commands(self.place, programs, addresses, options)
         commands = {name: [*enter, *argv] for name, argv in rendered.items()}
-        state.save(self.place, State(tier=self.tier, server=server, commands=commands))
+        before = state.load(self.place) or State(tier=self.tier, server=server)
+        state.save(self.place, replace(before, commands={**before.commands, **commands}))
         names = list(commands)
         say("starting etcd and the API server")
         for name in names[:2]:
@@ -238,7 +241,8 @@ class ControlPlane:
         wait_for("the controller manager", lambda: self.api.exists(account), _START_SECONDS, self._fail_if_dead)
         say(f"control plane ready after {time.monotonic() - started:.1f} s")
 
-    def _write_identities(self, addresses: Addresses, server: str) -> None:
+    def _write_identities(self, addresses: Addresses, server: str) -> pki.Authority:
+        """Make the keys and kubeconfigs of the control plane."""
         now = datetime.now(UTC)
         authority = pki.Authority.create(self.place.pki, now)
         authority.issue("etcd", "etcd", now, names=["localhost", "127.0.0.1"])
@@ -253,6 +257,7 @@ class ControlPlane:
             credentials = Credentials.of(authority.issue(name, f"system:{name}", now))
             path = self.place.kubeconfigs / f"{name}.yaml"
             kubeconfig.write(path, Access(addresses.server, ca, credentials))
+        return authority
 
     def _ready(self) -> bool:
         return self.api.text("/readyz", seconds=5)[0] == 200
@@ -275,9 +280,13 @@ class ControlPlane:
         order = [n for n in names if n not in {"etcd", "kube-apiserver"}]
         self.ledger.stop(*order, patience_seconds=3)
         self.ledger.stop("kube-apiserver", "etcd", hard=True)
+        self._release_machine()
         for folder in (self.place.processes, self.place.data):
-            shutil.rmtree(folder, ignore_errors=True)
+            remove_tree(folder)
         self.place.state_file.unlink(missing_ok=True)
+
+    def _release_machine(self) -> None:
+        """Remove what a tier leaves on the machine beside files; all processes have been stopped."""
 
 
 class _PortTakenError(ClusterError):
