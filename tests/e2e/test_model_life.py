@@ -1,0 +1,287 @@
+"""The life of a Model on a real node: served, broken in every way that an operator can think of, changed, deleted."""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+from openai import OpenAI
+
+from matrixinfer.devcluster import Node
+from matrixinfer.devcluster.demo import credentials_secret
+from matrixinfer.devcluster.errors import ClusterError
+from matrixinfer.devcluster.s3 import ObjectStore
+from matrixinfer.devcluster.services import SYSTEM_NAMESPACE
+from matrixinfer.devcluster.suite import Suite, read
+from matrixinfer.testkit.traffic import Traffic, ask
+
+ROOT = Path(__file__).parents[2]
+NAMESPACE = "models"
+KINDS = "models,modelversions,modelinfers,modelservers,modelroutes,autoscalingpolicies,autoscalingpolicybindings"
+CONTROLLERS = ["model-controller", "infer-controller", "autoscaler", "webhook"]
+
+pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("suite")]
+
+
+class Life:
+    """One Model and what a person with kubectl can ask about it."""
+
+    def __init__(self, node: Node, gateway: str, name: str) -> None:
+        self.node = node
+        self.gateway = gateway
+        self.name = name
+
+    def kubectl(self, *arguments: str, stdin: str = "") -> str:
+        return self.node.run_kubectl(*arguments, "-n", NAMESPACE, stdin=stdin)
+
+    def get(self, *what: str) -> dict[str, Any]:
+        return read(self.node, *what, "-n", NAMESPACE)
+
+    def condition(self, kind: str, name: str, condition: str) -> dict[str, Any]:
+        conditions = (self.get(kind, name).get("status") or {}).get("conditions", [])
+        return next((c for c in conditions if c["type"] == condition), {})
+
+    def pods(self) -> list[dict[str, Any]]:
+        """Pods of the Model that are not on their way out."""
+        items = self.get("pods", "-l", f"registry.matrixinfer.ai/model-name={self.name}")["items"]
+        return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
+
+    def ready_pods(self) -> list[dict[str, Any]]:
+        return [p for p in self.pods() if {"type": "Ready", "status": "True"}.items() <= ready_condition(p).items()]
+
+    def wait(self, what: str, holds: Callable[[], bool], seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not holds():
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"{what}: not within {seconds:.0f} s\n{self.kubectl('get', KINDS + ',pods')}")
+            time.sleep(0.3)
+
+    def wait_ready(self, count: int) -> None:
+        self.wait(f"{count} ready pods", lambda: len(self.ready_pods()) == count == len(self.pods()))
+
+    def infer(self) -> str:
+        return f"modelinfer/{self.name}-sim"
+
+
+def ready_condition(pod: dict[str, Any]) -> dict[str, Any]:
+    found = [c for c in pod.get("status", {}).get("conditions", []) if c["type"] == "Ready"]
+    return found[0] if found else {}
+
+
+def manifest(name: str) -> dict[str, Any]:
+    model: dict[str, Any] = yaml.safe_load((ROOT / "examples/quickstart/model-sim.yaml").read_text())
+    model["metadata"]["name"] = name
+    return model
+
+
+@pytest.fixture(scope="module")
+def models_namespace(node: Node, suite: Suite, object_store: ObjectStore) -> str:
+    """A namespace that may read the S3 server."""
+    node.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}])
+    node.apply([credentials_secret(object_store, NAMESPACE)])
+    return NAMESPACE
+
+
+@pytest.fixture
+def life(node: Node, gateway: str, models_namespace: str, request: pytest.FixtureRequest) -> Iterator[Life]:
+    """A served Model on the simulator with two ready pods; deleted afterwards."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:28].strip("-")
+    life = Life(node, gateway, name)
+    model = manifest(name)
+    model["spec"]["backends"][0]["minReplicas"] = 2
+    life.kubectl("apply", "-f", "-", stdin=orjson.dumps(model).decode())
+    life.wait("the Model to be active", lambda: life.condition("model", name, "Active").get("status") == "True")
+    life.wait_ready(2)
+    life.wait("the route", lambda: not ask(gateway, name, "hi").error, 30)
+    yield life
+    life.kubectl("delete", "model", name, "--ignore-not-found", "--wait=true")
+    life.wait(
+        "the pods to be gone", lambda: not life.get("pods", "-l", f"registry.matrixinfer.ai/model-name={name}")["items"]
+    )
+
+
+def test_the_whole_story_can_be_read(life: Life):
+    """Columns, conditions and events say what is so, in sentences."""
+    table = life.kubectl("get", KINDS)
+    for column in ("READY", "VERSIONS", "REPLICAS", "DIGEST", "SIZE", "GROUPS", "ENDPOINTS", "ACCEPTED", "AGE"):
+        assert column in table
+    version = life.get("modelversions")["items"][0]["status"]
+    assert version["digest"].startswith("sha256:")
+    assert version["totalBytes"] > 90_000_000
+    for condition in life.get("model", life.name)["status"]["conditions"]:
+        assert condition["observedGeneration"] == 1
+        assert condition["message"]
+    server = life.get("modelserver", f"{life.name}-sim")["status"]
+    assert server["conditions"]
+    described = life.kubectl("describe", "model", life.name)
+    assert "Events:" in described
+    assert "Normal" in described
+
+
+def test_the_official_client_streams_and_lists(life: Life):
+    client = OpenAI(base_url=f"{life.gateway}/v1", api_key="unused", max_retries=0, timeout=30)
+    assert life.name in [model.id for model in client.models.list()]
+    question = [{"role": "user", "content": "hi"}]
+    whole = client.chat.completions.create(model=life.name, messages=question, max_tokens=8)
+    assert whole.choices[0].message.content
+    pieces = list(client.chat.completions.create(model=life.name, messages=question, max_tokens=8, stream=True))
+    assert "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
+
+
+def test_a_deleted_pod_is_replaced_and_no_request_is_lost(life: Life):
+    with Traffic.flowing(life.gateway, life.name) as traffic:
+        traffic.wait_for_more(10)
+        victim = life.ready_pods()[0]["metadata"]["name"]
+        life.kubectl("delete", "pod", victim, "--wait=false")
+        life.wait("the replacement", lambda: len(life.ready_pods()) == 2)
+        traffic.wait_for_more(10)
+    assert traffic.failures == []
+
+
+def test_a_crashed_engine_is_recovered(life: Life):
+    victim = life.ready_pods()[0]["metadata"]
+    life.node.kill_container(victim["name"], NAMESPACE, "engine")
+
+    def recovered() -> bool:
+        return len(life.ready_pods()) == 2 and victim["uid"] not in {p["metadata"]["uid"] for p in life.ready_pods()}
+
+    life.wait("a new pod in the place of the crashed one", recovered)
+    assert not ask(life.gateway, life.name, "hi").error
+
+
+@pytest.mark.parametrize("service", CONTROLLERS)
+def test_streams_outlive_the_death_of_a(life: Life, service: str):
+    """A controller that dies with SIGKILL takes no request with it, and repairs what went wrong meanwhile."""
+    with Traffic.flowing(life.gateway, life.name) as traffic:
+        traffic.wait_for_more(5)
+        pod = read(life.node, "pods", "-n", SYSTEM_NAMESPACE, "-l", f"app.kubernetes.io/name={service}")["items"][0]
+        life.node.kill_container(pod["metadata"]["name"], SYSTEM_NAMESPACE, service)
+        life.wait(f"{service} to come back", lambda: available(life.node, service))
+        traffic.wait_for_more(5)
+    assert traffic.failures == []
+    life.kubectl("scale", life.infer(), "--replicas=3")
+    life.wait_ready(3)
+
+
+def test_the_suite_outlives_a_restart_of_the_api_server(life: Life):
+    """Streams go on; every controller finds its way back and works."""
+    with Traffic.flowing(life.gateway, life.name) as traffic:
+        traffic.wait_for_more(5)
+        life.node.restart("kube-apiserver", hard=True)
+        traffic.wait_for_more(5)
+        life.wait("kubectl scale", lambda: succeeds(lambda: life.kubectl("scale", life.infer(), "--replicas=3")))
+        life.wait_ready(3)
+    assert traffic.failures == []
+    assert len({p["metadata"]["name"] for p in life.pods()}) == 3
+
+
+def test_a_gateway_that_dies_comes_back(life: Life):
+    pod = read(life.node, "pods", "-n", SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/name=gateway")["items"][0]
+    life.node.kill_container(pod["metadata"]["name"], SYSTEM_NAMESPACE, "gateway")
+    life.wait("an answer", lambda: not ask(life.gateway, life.name, "hi").error)
+
+
+def test_scaling_by_hand_up_and_down_loses_no_request(life: Life):
+    with Traffic.flowing(life.gateway, life.name) as traffic:
+        life.kubectl("scale", life.infer(), "--replicas=3")
+        life.wait_ready(3)
+        traffic.wait_for_more(10)
+        life.kubectl("scale", life.infer(), "--replicas=2")
+        life.wait_ready(2)
+        traffic.wait_for_more(10)
+    assert traffic.failures == []
+
+
+def test_a_changed_engine_setting_rolls_without_a_lost_request(life: Life):
+    before = {p["metadata"]["uid"] for p in life.pods()}
+    patch = [{"op": "replace", "path": "/spec/backends/0/workers/0/config/max-model-len", "value": 2048}]
+    with Traffic.flowing(life.gateway, life.name) as traffic:
+        life.kubectl("patch", "model", life.name, "--type=json", "-p", orjson.dumps(patch).decode())
+        life.wait("every pod to be new", lambda: not before & {p["metadata"]["uid"] for p in life.pods()}, 180)
+        life.wait_ready(2)
+        traffic.wait_for_more(10)
+    assert traffic.failures == []
+    assert len(life.get("modelversions", "-l", f"registry.matrixinfer.ai/model-name={life.name}")["items"]) == 2
+
+
+def test_what_someone_deletes_or_changes_by_hand_is_repaired(life: Life):
+    life.kubectl("delete", "modelserver", f"{life.name}-sim")
+    life.kubectl("delete", "modelroute", life.name)
+    life.wait(
+        "both to be back",
+        lambda: succeeds(lambda: life.kubectl("get", f"modelserver/{life.name}-sim", f"modelroute/{life.name}")),
+    )
+    life.wait("an answer", lambda: not ask(life.gateway, life.name, "hi").error, 30)
+
+
+def test_deleting_the_model_leaves_nothing(life: Life):
+    life.kubectl("delete", "model", life.name, "--wait=true")
+
+    def left() -> list[str]:
+        kinds = f"{KINDS},pods,services,controllerrevisions"
+        items = life.get(kinds, "-l", f"registry.matrixinfer.ai/model-name={life.name}")["items"]
+        return [f"{item['kind']}/{item['metadata']['name']}" for item in items]
+
+    life.wait("nothing to be left", lambda: not left())
+    assert ask(life.gateway, life.name, "hi").status == 404
+
+
+def test_a_steady_cluster_writes_nothing(life: Life):
+    """For a minute no service writes anything but its lease."""
+    time.sleep(5)
+    start = life.node.audit_log.stat().st_size
+    time.sleep(60)
+    writes = [
+        f"{e['user']['username']} {e['verb']} {e['requestURI']}"
+        for e in events(life.node, start)
+        if e["verb"] not in {"get", "list", "watch"}
+        and e["objectRef"]["resource"] not in {"leases", "tokenreviews", "subjectaccessreviews"}
+        and f":{SYSTEM_NAMESPACE}:" in e["user"]["username"]
+    ]
+    assert writes == []
+
+
+def test_a_bad_field_is_refused_with_its_name_and_the_fix(life: Life):
+    model = manifest("bad")
+    model["spec"]["backends"][0]["minReplicas"] = 9
+    with pytest.raises(ClusterError, match=r"backends\[0\]\.(min|max)Replicas"):
+        life.kubectl("apply", "-f", "-", stdin=orjson.dumps(model).decode())
+
+
+@pytest.mark.timeout(600)
+def test_a_real_model_answers(node: Node, gateway: str, models_namespace: str):
+    """SmolLM2 on llama.cpp: real bytes through the downloader, a real answer through the gateway."""
+    life = Life(node, gateway, "smol")
+    model = yaml.safe_load((ROOT / "examples/quickstart/model.yaml").read_text())
+    model["metadata"]["name"] = life.name
+    life.kubectl("apply", "-f", "-", stdin=orjson.dumps(model).decode())
+    life.wait("the Model to be active", lambda: life.condition("model", "smol", "Active").get("status") == "True", 300)
+    life.wait("the route", lambda: not ask(gateway, "smol", "hi", max_tokens=2).error, 60)
+    assert "Paris" in ask(gateway, "smol", "What is the capital of France?", max_tokens=32).text
+    life.kubectl("delete", "model", "smol", "--wait=true")
+
+
+def available(node: Node, service: str) -> bool:
+    status = read(node, "deployment", service, "-n", SYSTEM_NAMESPACE)["status"]
+    pods = read(node, "pods", "-n", SYSTEM_NAMESPACE, "-l", f"app.kubernetes.io/name={service}")["items"]
+    restarted = any(c["restartCount"] > 0 for p in pods for c in p["status"].get("containerStatuses", []))
+    return bool(restarted and status.get("availableReplicas", 0) >= 1 and not status.get("unavailableReplicas"))
+
+
+def succeeds(action: Callable[[], object]) -> bool:
+    try:
+        action()
+    except ClusterError:
+        return False
+    return True
+
+
+def events(node: Node, start: int = 0) -> list[dict[str, Any]]:
+    """Audit events written since the log had `start` bytes."""
+    with node.audit_log.open("rb") as log:
+        log.seek(start)
+        return [orjson.loads(line) for line in log if line.endswith(b"\n")]

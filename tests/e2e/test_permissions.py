@@ -1,0 +1,42 @@
+"""The rights that the suite ships with are the rights that it used, no more and no less.
+
+Runs last in this tree: by then every service has done all that it does.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import yaml
+
+from matrixinfer.devcluster import Node
+from matrixinfer.devcluster.services import SYSTEM_NAMESPACE
+from matrixinfer.testkit.permissions import granted, refused, used
+
+BASE = Path(__file__).parents[2] / "deploy/base"
+SERVICES = ["autoscaler", "gateway", "infer-controller", "model-controller", "webhook"]
+
+
+def rules(service: str) -> list[dict[str, Any]]:
+    documents = (d for path in (BASE / service).glob("*.yaml") for d in yaml.safe_load_all(path.read_text()) if d)
+    return [rule for d in documents if d["kind"] in {"Role", "ClusterRole"} for rule in d["rules"]]
+
+
+@pytest.fixture(scope="module")
+def audit(node: Node, suite: object) -> list[dict[str, Any]]:
+    with node.audit_log.open("rb") as log:
+        return [orjson.loads(line) for line in log if line.endswith(b"\n")]
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_nothing_was_refused(audit: list[dict[str, Any]], service: str):
+    assert sorted(map(str, refused(audit, f"system:serviceaccount:{SYSTEM_NAMESPACE}:{service}"))) == []
+
+
+@pytest.mark.parametrize("service", SERVICES)
+def test_no_right_is_idle(audit: list[dict[str, Any]], service: str):
+    did = used(audit, f"system:serviceaccount:{SYSTEM_NAMESPACE}:{service}")
+    # `bind` is asked for by the API server itself, when a RoleBinding is written; it is no request.
+    idle = {right for right in granted(rules(service)) - did if right.verb != "bind"}
+    assert sorted(map(str, idle)) == []
