@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from hypothesis import strategies as st
+
 from matrixinfer.kube.codec import PODS_SLIM, PodView
 from matrixinfer.kube.plan import Create, Delete, Plan, WriteStatus
 from matrixinfer.kube.resource import PODS, Key, Manifest, Resource

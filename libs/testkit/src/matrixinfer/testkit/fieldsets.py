@@ -93,7 +93,7 @@ def field_set(value: Any, schema: Schema) -> FieldSet:
 
 
 def changed_paths(old: Any, new: Any, schema: Schema) -> tuple[FieldSet, FieldSet]:
-    """Return what was added or modified from `old` to `new`, and what was removed; new maps and lists count themselves."""
+    """Return what was added or modified from `old` to `new`, what was removed; new maps and lists count too."""
     before: dict[Path, Any] = {}
     after: dict[Path, Any] = {}
     _flatten(old, schema, (), before, containers=True)

@@ -6,7 +6,11 @@ kinds come complete from their CRD files.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
 from typing import Any, Final
+
+import yaml
 
 from matrixinfer.kube.resource import (
     CLUSTER_ROLE_BINDINGS,
@@ -41,6 +45,7 @@ __all__ = [
     "VOLCANO_POD_GROUPS",
     "KindSpec",
     "ScalePaths",
+    "crds_in",
     "kind_of_crd",
 ]
 
@@ -193,7 +198,8 @@ BUILT_IN: Final[tuple[KindSpec, ...]] = (
     KindSpec(VALIDATING_WEBHOOKS, _schema(webhooks=_list_map("name")), has_generation=True),
     KindSpec(
         CUSTOM_RESOURCE_DEFINITIONS,
-        _schema(spec=_object(), status=_object(conditions=_CONDITIONS)),
+        # One atom: a schema has thousands of fields, and nobody owns them one by one.
+        _schema(spec={"x-kubernetes-map-type": "atomic"}, status=_object(conditions=_CONDITIONS)),
         status=True,
         has_generation=True,
     ),
@@ -233,3 +239,16 @@ def kind_of_crd(crd: Mapping[str, Any]) -> KindSpec:
         short_names=tuple(names.get("shortNames", ())),
         categories=tuple(names.get("categories", ())),
     )
+
+
+def crds_in(file: Path) -> Sequence[tuple[Mapping[str, Any], KindSpec]]:
+    """Return the CRDs in a YAML file with the kinds they describe; read again only when the file has changed."""
+    stat = file.stat()
+    return _crds_in(file, stat.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _crds_in(file: Path, _changed: int) -> Sequence[tuple[Mapping[str, Any], KindSpec]]:
+    documents = yaml.load_all(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    crds = [d for d in documents if isinstance(d, dict) and d.get("kind") == "CustomResourceDefinition"]
+    return [(crd, kind_of_crd(crd)) for crd in crds]

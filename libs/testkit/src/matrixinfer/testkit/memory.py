@@ -15,7 +15,6 @@ from uuid import UUID
 
 import jsonpatch
 import orjson
-import yaml
 
 from matrixinfer.kube.resource import CUSTOM_RESOURCE_DEFINITIONS, NAMESPACES, PODS, Key, Manifest, Resource
 from matrixinfer.testkit import ownership
@@ -23,7 +22,7 @@ from matrixinfer.testkit.builtin_rules import check_update, with_built_in_defaul
 from matrixinfer.testkit.clock import rfc3339
 from matrixinfer.testkit.faults import Faults
 from matrixinfer.testkit.fieldsets import FieldSet, changed_paths, field_set
-from matrixinfer.testkit.kinds import BUILT_IN, KindSpec, kind_of_crd
+from matrixinfer.testkit.kinds import BUILT_IN, KindSpec, crds_in, kind_of_crd
 from matrixinfer.testkit.records import Change, ChangeType, Manager, Object, Owned, Record, copied
 from matrixinfer.testkit.selectors import field_predicate, label_predicate
 from matrixinfer.testkit.status_errors import (
@@ -54,6 +53,7 @@ Objects = list[Object]
 Changes = list[Change]
 Entries = list[tuple[Key, Record]]
 Listeners = list[Callable[[], None]]
+Resources = list[Resource]
 
 Verb = Literal["create", "apply", "patch", "update", "delete"]
 
@@ -160,15 +160,12 @@ class MemoryApi:
 
     def register_crds(self, path: Path) -> Sequence[Resource]:
         """Create every CustomResourceDefinition in a file or folder of YAML and return the kinds they serve."""
-        files = sorted(path.glob("*.yaml")) if path.is_dir() else [path]
-        found = []
-        for file in files:
-            for document in yaml.safe_load_all(file.read_text()):
-                if isinstance(document, dict) and document.get("kind") == "CustomResourceDefinition":
-                    self.apply(
-                        CUSTOM_RESOURCE_DEFINITIONS, document, field_manager="kube-controller-manager", force=True
-                    )
-                    found.append(kind_of_crd(document).resource)
+        found: Resources = []
+        for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
+            for crd, kind in crds_in(file):
+                self.apply(CUSTOM_RESOURCE_DEFINITIONS, crd, field_manager="kube-controller-manager", force=True)
+                self.register(kind)
+                found.append(kind.resource)
         return found
 
     @property

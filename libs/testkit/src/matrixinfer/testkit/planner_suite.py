@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cached_property
 from random import Random
 from typing import Any
 
@@ -73,6 +74,13 @@ class PlannerWorld:
     rounds: int = 120
     """How many peaceful rounds (sync, reconcile all, one kubelet step) convergence may take."""
 
+    @cached_property
+    def ground(self) -> MemoryApi:
+        """The prepared API server that every history starts from a copy of."""
+        api = MemoryApi(now=ManualClock(), auto_gc=False)
+        self.prepare(api)
+        return api
+
 
 class History:
     """A world in motion; the tests below drive it, and a controller's own tests may, too."""
@@ -80,8 +88,8 @@ class History:
     def __init__(self, world: PlannerWorld, start: Start, seed: int = 0) -> None:
         self.world = world
         self.clock = ManualClock()
-        self.api = MemoryApi(now=self.clock, auto_gc=False)
-        world.prepare(self.api)
+        self.api = world.ground.fork()
+        self.api.now = self.clock
         self.cluster = world.cluster(self.api)
         for resource, manifest in start:
             self.api.create(resource, manifest, field_manager="user")
