@@ -16,7 +16,6 @@ __all__ = ["failure_message", "success_message", "write"]
 log = get_logger("termination")
 
 _LIMIT_BYTES = 4096
-_MESSAGE_CHARACTERS = 900
 
 
 def success_message(ready: Ready) -> str:
@@ -36,13 +35,12 @@ def success_message(ready: Ready) -> str:
 
 def failure_message(source: str, error: DownloadError) -> str:
     """Return the message of a download that did not."""
-    message = error.message[:_MESSAGE_CHARACTERS]
     return _encode(
         {
             "outcome": "Failed",
             "cause": str(error.cause),
             "exitCode": error.exit_code,
-            "message": message,
+            "message": error.message,
             "source": source,
         }
     )
@@ -56,9 +54,12 @@ def write(path: Path, message: str) -> None:
         log.debug("termination_log_not_written", path=str(path), reason=exc.strerror)
 
 
-def _encode(document: dict[str, object]) -> str:
-    text = json.dumps(document, separators=(",", ":"))
-    if len(text.encode()) <= _LIMIT_BYTES:
-        return text
-    # Only a source of unusual length gets here; the cause matters more.
-    return json.dumps({key: value for key, value in document.items() if key != "source"}, separators=(",", ":"))
+def _encode(document: dict[str, str | int]) -> str:
+    """Return the JSON form, its texts cut in half until it fits."""
+    longest = _LIMIT_BYTES
+    while True:
+        cut = {key: value[:longest] if isinstance(value, str) else value for key, value in document.items()}
+        text = json.dumps(cut, separators=(",", ":"), ensure_ascii=False)
+        if len(text.encode()) <= _LIMIT_BYTES:
+            return text
+        longest //= 2
