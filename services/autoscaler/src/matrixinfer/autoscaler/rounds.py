@@ -214,7 +214,7 @@ class Rounds:
         )
         gap = timedelta(seconds=max(60.0, 4 * self._period_seconds))
         decision = decide(situation, entry.history.resumed(now, infer.replicas, gap), now)
-        entry.history = decision.history
+        entry.history = decision.history.unenacted(infer.replicas) if policy.spec.dry_run else decision.history
         entry.verdict = Verdict(now, infer.metadata.uid, infer.replicas, decision)
         metrics.DECISIONS.labels(_direction(decision, infer.replicas)).inc()
 

@@ -29,11 +29,21 @@ class History:
     busy_at: datetime | None = None
 
     def resumed(self, now: datetime, current: int, gap: timedelta) -> "History":
-        """This history, or a fresh one at the present size when there is none or the last round is too long ago."""
-        if self.asked and now - self.asked[-1].at <= gap:
+        """The history to decide with: fresh at the present size when there is none or the last round is too long ago.
+
+        Replicas that somebody else has set since the last round count as asked for: a person who adds some is not
+        overruled before the scale-down window has passed.
+        """
+        if not self.asked or now - self.asked[-1].at > gap:
+            fresh = appended((), now, current)
+            return History(fresh, fresh, None, now)
+        if self.decided[-1].value == current:
             return self
-        fresh = appended((), now, current)
-        return History(fresh, fresh, None, now)
+        return replace(self, asked=appended(self.asked, now, current), decided=appended(self.decided, now, current))
+
+    def unenacted(self, current: int) -> "History":
+        """This history when the last decision was not carried out (dry run): what was in force stays in force."""
+        return replace(self, decided=appended(self.decided[:-1], self.decided[-1].at, current))
 
 
 @dataclass(frozen=True, slots=True)

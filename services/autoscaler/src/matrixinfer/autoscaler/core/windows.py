@@ -65,5 +65,5 @@ def _in_force(series: Series, now: datetime, window: timedelta) -> list[int]:
     """Values of the window, and the one that held at its start; nothing when the last point is too old to trust."""
     if not window or not series or series[-1].at + 2 * window < now:
         return []
-    before = [point.value for point in series if point.at + window < now]
-    return before[-1:] + [point.value for point in series if point.at + window >= now]
+    held = [point.value for point in series if point.at + window <= now]
+    return held[-1:] + [point.value for point in series if point.at + window > now]
