@@ -10,10 +10,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["CNI_PROGRAMS", "Finding", "Machine", "filesystem_type", "findings", "look", "search_path"]
+__all__ = [
+    "CNI_PROGRAMS",
+    "DEBIAN_PACKAGES",
+    "Finding",
+    "Machine",
+    "filesystem_type",
+    "findings",
+    "look",
+    "search_path",
+]
 
 CNI_PROGRAMS = (Path("/usr/lib/cni"), Path("/opt/cni/bin"))
-_DEBIAN_PACKAGES: Mapping[str, str] = {
+DEBIAN_PACKAGES: Mapping[str, str] = {
     "containerd": "containerd",
     "containerd-shim-runc-v2": "containerd",
     "ctr": "containerd",
@@ -26,6 +35,7 @@ _DEBIAN_PACKAGES: Mapping[str, str] = {
     "unshare": "util-linux",
     "mount": "mount",
 }
+"""The programs that a node needs, and the Debian package of each."""
 _NEEDED_CNI = ("bridge", "host-local", "portmap", "loopback")
 _NEEDED_MEMORY_MIB = 2048
 _NEEDED_DISK_MIB = 4096
@@ -70,8 +80,8 @@ def findings(machine: Machine) -> list[Finding]:
     if not machine.root:
         offer = "run it as root (sudo -E make demo), or use a cluster you have: KUBECONFIG=… make demo CLUSTER=existing"
         found.append(Finding("a local node needs root", offer))
-    missing = [name for name in _DEBIAN_PACKAGES if name not in machine.programs]
-    packages = {_DEBIAN_PACKAGES[name] for name in missing}
+    missing = [name for name in DEBIAN_PACKAGES if name not in machine.programs]
+    packages = {DEBIAN_PACKAGES[name] for name in missing}
     absent_plugins = [name for name in _NEEDED_CNI if name not in machine.cni_programs]
     if absent_plugins:
         packages.add("containernetworking-plugins")
@@ -112,7 +122,7 @@ def look(folder: Path, *, built: bool) -> Machine:
     return Machine(
         linux=sys.platform == "linux",
         root=os.geteuid() == 0,
-        programs=frozenset(name for name in _DEBIAN_PACKAGES if shutil.which(name, path=path)),
+        programs=frozenset(name for name in DEBIAN_PACKAGES if shutil.which(name, path=path)),
         cni_programs=frozenset(plugins),
         bridge_filter=Path("/proc/sys/net/bridge").exists(),
         cgroups=any(Path("/sys/fs/cgroup").glob("**/cgroup.procs") if Path("/sys/fs/cgroup").exists() else ()),

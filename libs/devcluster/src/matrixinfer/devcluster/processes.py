@@ -153,8 +153,12 @@ class Ledger:
             setsigmask=[],
         )
         deadline = time.monotonic() + 10
-        while self.recorded(name) is None:
-            if time.monotonic() > deadline or identify(pid) is None:
+        while True:
+            # Asked in this order: a short program may have ended by the time its record is read.
+            alive = identify(pid) is not None
+            if self.recorded(name) is not None:
+                return
+            if not alive or time.monotonic() > deadline:
                 raise ClusterError(f"{name} could not be started; its log is {log}")
             time.sleep(0.002)
 
