@@ -10,20 +10,17 @@ from typing import Final
 
 import aiohttp
 
-from matrixinfer.api import names
-from matrixinfer.infer_controller import metrics, projections
+from matrixinfer.infer_controller import metrics
 from matrixinfer.infer_controller.load import LoadFeed, read_over_http
 from matrixinfer.infer_controller.observe import (
     BY_DRAINING,
-    CHILD_INDEXES,
-    POD_INDEXES,
     LostNodes,
     Observer,
+    Stores,
     Waker,
     infer_key,
 )
 from matrixinfer.infer_controller.pace import StatusPace
-from matrixinfer.infer_controller.plan import MODEL_INFERS
 from matrixinfer.infer_controller.reconciler import InferReconciler, explain
 from matrixinfer.infer_controller.settings import InferControllerSettings
 from matrixinfer.kube.cache import Cache
@@ -32,7 +29,6 @@ from matrixinfer.kube.controller import Controller
 from matrixinfer.kube.election import ElectionSettings
 from matrixinfer.kube.errors import LeaseLost
 from matrixinfer.kube.manager import Manager
-from matrixinfer.kube.resource import CONTROLLER_REVISIONS, NODES, PODS, SERVICES
 from matrixinfer.kube.sources import mapped
 from matrixinfer.service.exits import Exit, ExitCode
 from matrixinfer.service.lifecycle import Lifecycle
@@ -51,17 +47,10 @@ async def main(lifecycle: Lifecycle, settings: InferControllerSettings) -> None:
     lifecycle.ready_when("api-server", lambda: connected.is_set() or "connecting to the API server")
     async with await Client.connect(settings.kubeconfig, user_agent=FIELD_MANAGER) as client, _session() as session:
         cache = Cache(client)
-        infers = cache.watch(MODEL_INFERS, project=projections.INFERS)
-        ours = names.INFER_NAME
-        pods = cache.watch(PODS, label_selector=ours, project=projections.PODS, indexes=POD_INDEXES)
-        services = cache.watch(SERVICES, label_selector=ours, project=projections.SERVICES, indexes=CHILD_INDEXES)
-        revisions = cache.watch(
-            CONTROLLER_REVISIONS, label_selector=ours, project=projections.REVISIONS, indexes=CHILD_INDEXES
-        )
-        nodes = cache.watch(NODES, project=projections.NODES)
-
+        stores = Stores.declared(cache)
+        pods = stores.pods
         wake = Waker()
-        lost = LostNodes(nodes, pods, wake)
+        lost = LostNodes(stores.nodes, pods, wake)
         metrics.LOST_NODES.set_function(lambda: len(lost.believed))
         load = LoadFeed(
             lambda: pods.by_index(BY_DRAINING, "yes"),
@@ -71,10 +60,7 @@ async def main(lifecycle: Lifecycle, settings: InferControllerSettings) -> None:
         )
         metrics.DRAINING.set_function(lambda: len(pods.by_index(BY_DRAINING, "yes")))
         observer = Observer(
-            infers,
-            pods,
-            services,
-            revisions,
+            stores,
             lost_nodes=lambda: lost.believed,
             in_flight=lambda: load.in_flight,
             timing=settings.timing,
@@ -83,9 +69,13 @@ async def main(lifecycle: Lifecycle, settings: InferControllerSettings) -> None:
         pace = StatusPace(timedelta(seconds=settings.status_hold_seconds))
         controller = Controller(
             "modelinfer",
-            infers,
+            stores.infers,
             InferReconciler(observer, pace, lambda note: metrics.DECISIONS.labels(note.reason).inc()),
-            sources=[mapped(pods, infer_key), mapped(services, infer_key), mapped(revisions, infer_key)],
+            sources=[
+                mapped(pods, infer_key),
+                mapped(stores.services, infer_key),
+                mapped(stores.revisions, infer_key),
+            ],
             field_manager=FIELD_MANAGER,
             workers=settings.workers,
             explain=explain,
@@ -103,6 +93,7 @@ async def main(lifecycle: Lifecycle, settings: InferControllerSettings) -> None:
                 lease_seconds=settings.lease_seconds,
                 renew_deadline_seconds=settings.renew_deadline_seconds,
                 retry_seconds=settings.retry_seconds,
+                request_seconds=settings.lease_request_seconds,
             ),
             leader_tasks=[load.run],
             drain_seconds=settings.drain_seconds,

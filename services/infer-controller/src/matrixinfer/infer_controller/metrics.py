@@ -11,7 +11,7 @@ from matrixinfer.service.metrics import zero
 
 __all__ = ["DECISIONS", "DRAINING", "LOST_NODES", "REASONS"]
 
-REASONS: Final = ("DrainCut", "Rebuilding", "ScalingDown", "ScalingUp", "Updating")
+REASONS: Final = ("CreatingGroups", "DrainCut", "Rebuilding", "ScalingDown", "Updating")
 """Every decision that is counted; the reasons of the events that tell of them."""
 
 DECISIONS: Final = Counter(

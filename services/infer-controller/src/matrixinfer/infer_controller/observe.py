@@ -6,23 +6,28 @@ was deleted a moment ago would lend its pods to the new one.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, TypeAlias
+from typing import Final, Protocol, TypeAlias, TypeVar
 
+from matrixinfer.api import names
+from matrixinfer.infer_controller import projections
 from matrixinfer.infer_controller.fleet import HeadlessService, Infer, Pod, Seen, StoredRevision, Timing
+from matrixinfer.infer_controller.plan import MODEL_INFERS
 from matrixinfer.infer_controller.projections import Node
-from matrixinfer.kube.resource import Key
-from matrixinfer.kube.store import Change, Store
+from matrixinfer.kube.codec import Projection
+from matrixinfer.kube.resource import CONTROLLER_REVISIONS, NODES, PODS, SERVICES, Key, Resource
+from matrixinfer.kube.store import Change, IndexFunction, Store
 
 __all__ = [
     "BY_DRAINING",
     "BY_INFER",
     "BY_NODE",
-    "CHILD_INDEXES",
-    "POD_INDEXES",
     "LostNodes",
     "Observer",
+    "Stores",
     "Waker",
+    "WatchSource",
     "infer_key",
 ]
 
@@ -33,6 +38,7 @@ BY_NODE: Final = "node"
 BY_DRAINING: Final = "draining"
 """Index of pods that are marked for removal and not yet being deleted, under the entry `yes`."""
 
+T = TypeVar("T")
 Child: TypeAlias = Pod | HeadlessService | StoredRevision
 
 
@@ -45,15 +51,13 @@ def _by_infer(child: Child) -> Iterable[str]:
     return [str(key) for key in infer_key(child)]
 
 
-CHILD_INDEXES: Final[Mapping[str, Callable[[Child], Iterable[str]]]] = {BY_INFER: _by_infer}
-"""Indexes of Services and ControllerRevisions."""
-
-POD_INDEXES: Final[Mapping[str, Callable[[Pod], Iterable[str]]]] = {
+SERVICE_INDEXES: Final[Mapping[str, IndexFunction[HeadlessService]]] = {BY_INFER: _by_infer}
+REVISION_INDEXES: Final[Mapping[str, IndexFunction[StoredRevision]]] = {BY_INFER: _by_infer}
+POD_INDEXES: Final[Mapping[str, IndexFunction[Pod]]] = {
     BY_INFER: _by_infer,
     BY_NODE: lambda pod: (pod.node,) if pod.node else (),
     BY_DRAINING: lambda pod: ("yes",) if pod.removal is not None and not pod.is_terminating else (),
 }
-"""Indexes of pods."""
 
 
 class Waker:
@@ -101,25 +105,59 @@ def _is_ready(node: Node | None) -> bool:
     return node is None or node.ready
 
 
+class WatchSource(Protocol):
+    """Where watches are declared: a cache of a process, or a simulated one."""
+
+    def watch(
+        self,
+        resource: Resource,
+        *,
+        project: Projection[T],
+        label_selector: str = "",
+        indexes: Mapping[str, IndexFunction[T]] | None = None,
+    ) -> Store[T]:
+        """Declare a watch and return its store."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Stores:
+    """Everything that is watched."""
+
+    infers: Store[Infer]
+    pods: Store[Pod]
+    services: Store[HeadlessService]
+    revisions: Store[StoredRevision]
+    nodes: Store[Node]
+
+    @staticmethod
+    def declared(source: WatchSource) -> "Stores":
+        """Declare the watches. Children through a label: a cluster has many pods, and few of them are ours."""
+        ours = names.INFER_NAME
+        return Stores(
+            source.watch(MODEL_INFERS, project=projections.INFERS),
+            source.watch(PODS, project=projections.PODS, label_selector=ours, indexes=POD_INDEXES),
+            source.watch(SERVICES, project=projections.SERVICES, label_selector=ours, indexes=SERVICE_INDEXES),
+            source.watch(
+                CONTROLLER_REVISIONS, project=projections.REVISIONS, label_selector=ours, indexes=REVISION_INDEXES
+            ),
+            source.watch(NODES, project=projections.NODES),
+        )
+
+
 class Observer:
     """Looks at one key."""
 
     def __init__(
         self,
-        infers: Store[Infer],
-        pods: Store[Pod],
-        services: Store[HeadlessService],
-        revisions: Store[StoredRevision],
+        stores: Stores,
         *,
         lost_nodes: Callable[[], Mapping[str, datetime]],
         in_flight: Callable[[], Mapping[str, int]],
         timing: Timing,
         history_limit: int,
     ) -> None:
-        self._infers = infers
-        self._pods = pods
-        self._services = services
-        self._revisions = revisions
+        self._stores = stores
         self._lost_nodes = lost_nodes
         self._in_flight = in_flight
         self._timing = timing
@@ -127,15 +165,16 @@ class Observer:
 
     def observe(self, key: Key) -> Seen | None:
         """Return what there is of a ModelInfer; None when it is gone."""
-        infer = self._infers.get(key)
+        stores = self._stores
+        infer = stores.infers.get(key)
         if infer is None:
             return None
         entry, uid = str(key), infer.uid
         return Seen(
             infer,
-            pods=tuple(pod for pod in self._pods.by_index(BY_INFER, entry) if pod.owner_uid == uid),
-            services=tuple(found for found in self._services.by_index(BY_INFER, entry) if found.owner_uid == uid),
-            revisions=tuple(found for found in self._revisions.by_index(BY_INFER, entry) if found.owner_uid == uid),
+            pods=tuple(pod for pod in stores.pods.by_index(BY_INFER, entry) if pod.owner_uid == uid),
+            services=tuple(found for found in stores.services.by_index(BY_INFER, entry) if found.owner_uid == uid),
+            revisions=tuple(found for found in stores.revisions.by_index(BY_INFER, entry) if found.owner_uid == uid),
             lost_nodes=self._lost_nodes(),
             in_flight=self._in_flight(),
             timing=self._timing,

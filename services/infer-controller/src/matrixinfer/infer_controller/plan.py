@@ -85,6 +85,8 @@ def plan(seen: Seen, now: datetime) -> Plan:
     _trim_roles(draft, fleet, now)
     _fill(draft, seen, fleet, count.create)
     gone = drain.deletions(seen, fleet, now)
+    if gone.steps:
+        draft.reasons.append(f"deleting {len(gone.steps)} pods that are done")
     _tell_cut(draft, gone.cut)
     owner = owner_reference(MODEL_INFERS, infer.key.name, infer.uid)
     first = (
@@ -172,7 +174,7 @@ def _fill(draft: _Draft, seen: Seen, fleet: Fleet, ordinals: Sequence[int]) -> N
                 needed |= _make_unit(draft, seen, group, unit_id)
     _drop_services(draft, seen, fleet, needed)
     if made:
-        draft.tell("ScalingUp", f"making {_named(made)} of revision {_revisions(made)}")
+        draft.tell("CreatingGroups", f"making {_named(made)} of revision {_revisions(made)}")
 
 
 def _complete(draft: _Draft, seen: Seen, fleet: Fleet, unit: Unit) -> set[str]:

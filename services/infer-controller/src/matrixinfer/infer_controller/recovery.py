@@ -23,6 +23,7 @@ _SLACK: Final = timedelta(seconds=2)
 _FORMED: Final = timedelta(seconds=30)
 """An entry pod that was ready for this long had all its workers once."""
 _VANISHED: Final = "PodVanished"
+_CRASH_LOOP: Final = "CrashLoopBackOff"
 _PATIENCE: Final = timedelta(seconds=60)
 """An attempt that cannot be recorded for this long is carried out all the same."""
 
@@ -76,18 +77,20 @@ def _deleted(pod: Pod, now: datetime) -> Failure:
 
 
 def _restarted(pod: Pod) -> Failure | None:
-    if pod.ready or pod.last_exit is None:
+    if pod.ready:
         return None
-    turned = pod.ready_changed or pod.last_exit
-    if pod.last_exit < turned - _SLACK:
+    turned = pod.ready_changed or pod.created
+    if pod.last_exit is None:
+        # The kubelet forgets the last exit when it cleans up, but still says that it waits because of it.
+        return _exited(pod, turned) if turned is not None and pod.waiting == _CRASH_LOOP else None
+    if turned is not None and pod.last_exit < turned - _SLACK and pod.waiting != _CRASH_LOOP:
         return None
     # A second exit must not wind the grace period back: the pod has not been ready since before the first.
-    since = pod.last_exit if pod.restarts <= 1 else turned
-    return _exited(pod, since)
+    return _exited(pod, pod.last_exit if turned is None or pod.restarts <= 1 else turned)
 
 
 def _exited(pod: Pod, since: datetime) -> Failure:
-    reason = pod.exit_reason or "ContainerExited"
+    reason = pod.exit_reason or pod.waiting or "ContainerExited"
     return Failure(reason, f"a container of pod {pod.name} exited ({reason})", since, pod.name)
 
 
