@@ -1,0 +1,122 @@
+"""One line per request on stdout: who asked what, which pod answered, why that one, and where the time went.
+
+Prompts, tokens and credentials never get here. Lines are gathered for a moment and written by a thread, because a slow reader
+of stdout must not stop the streams; what does not fit into the backlog is dropped and counted.
+"""
+
+import asyncio
+import os
+import queue
+import threading
+from datetime import datetime
+
+import msgspec
+
+__all__ = ["AccessLog", "AccessRecord", "DecisionRecord"]
+
+_FLUSH_SECONDS = 0.1
+_FLUSH_BYTES = 32 * 1024
+_BACKLOG_CHUNKS = 256
+
+
+class DecisionRecord(msgspec.Struct, omit_defaults=True):
+    """Why this pod: the table's revision, how many candidates, how many of them tied for the best score."""
+
+    revision: int
+    rule: str
+    target: str
+    candidates: int
+    tied: int
+    score: float
+    removed: dict[str, int] = {}
+
+
+class AccessRecord(msgspec.Struct, omit_defaults=True):
+    """One request. Times in milliseconds from its last byte received."""
+
+    time: datetime
+    request_id: str
+    method: str
+    path: str
+    status: int
+    outcome: str
+    service: str = msgspec.field(default_factory=lambda: "gateway")
+    level: str = msgspec.field(default_factory=lambda: "info")
+    event: str = msgspec.field(default_factory=lambda: "request")
+    worker: int = -1
+    client: str = ""
+    model: str = ""
+    route: str = ""
+    server: str = ""
+    pod: str = ""
+    endpoint: str = ""
+    stream: bool = False
+    retries: int = 0
+    stale_connections: int = 0
+    failures: list[str] = []
+    bytes_in: int = 0
+    bytes_out: int = 0
+    total_ms: float = -1.0
+    overhead_ms: float = -1.0
+    connect_ms: float = -1.0
+    first_byte_ms: float = -1.0
+    decision: DecisionRecord | None = None
+
+
+class AccessLog:
+    """Gathers lines and hands them to a writing thread."""
+
+    def __init__(self, fd: int) -> None:
+        """Write to `fd`."""
+        self.dropped = 0
+        """Lines lost because nobody read them."""
+        self._fd = fd
+        self._encode = msgspec.json.Encoder().encode
+        self._lines: list[bytes] = []
+        self._size = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._chunks: queue.Queue[bytes | None] = queue.Queue(_BACKLOG_CHUNKS)
+        self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
+        self._thread.start()
+
+    def write(self, record: AccessRecord) -> None:
+        """Log one request."""
+        line = self._encode(record)
+        self._lines.append(line)
+        self._size += len(line)
+        if self._size >= _FLUSH_BYTES:
+            self._flush()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._flush)
+
+    def close(self, seconds: float) -> None:
+        """Write what is left, for at most `seconds`."""
+        self._flush()
+        try:
+            self._chunks.put(None, timeout=seconds)
+        except queue.Full:
+            return
+        self._thread.join(seconds)
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._lines:
+            return
+        chunk = b"\n".join((*self._lines, b""))
+        try:
+            self._chunks.put_nowait(chunk)
+        except queue.Full:
+            self.dropped += len(self._lines)
+        self._lines, self._size = [], 0
+
+    def _write_all(self) -> None:
+        while (chunk := self._chunks.get()) is not None:
+            rest = memoryview(chunk)
+            try:
+                while rest:
+                    rest = rest[os.write(self._fd, rest) :]
+            except OSError:
+                # Nobody reads stdout any more; the requests matter more than their lines.
+                self.dropped += chunk.count(b"\n")

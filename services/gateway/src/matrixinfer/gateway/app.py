@@ -1,0 +1,135 @@
+"""The supervisor, put together: watch, publish, keep workers, write status, drain.
+
+The only place that knows all concrete classes. Traffic outlives everything else here: a lost API server, a lost lease or a
+failing status writer never touches a worker.
+"""
+
+import asyncio
+from collections import Counter
+
+import msgspec
+
+from matrixinfer.gateway import metrics
+from matrixinfer.gateway.board import LoadBoard
+from matrixinfer.gateway.core.slots import SlotBook
+from matrixinfer.gateway.feeds.kube import ClusterView, SnapshotFeed
+from matrixinfer.gateway.fleet import Fleet, listeners, worker_count
+from matrixinfer.gateway.ipc import Configure
+from matrixinfer.gateway.metrics import Traffic
+from matrixinfer.gateway.reconcilers import FIELD_MANAGER
+from matrixinfer.gateway.settings import GatewaySettings
+from matrixinfer.gateway.statuswriter import StatusWriter
+from matrixinfer.kube.cache import Cache
+from matrixinfer.kube.client import Client
+from matrixinfer.kube.election import ElectionSettings
+from matrixinfer.service.clock import monotonic
+from matrixinfer.service.exits import Exit, ExitCode
+from matrixinfer.service.lifecycle import Lifecycle
+from matrixinfer.service.logging import get_logger
+
+__all__ = ["main"]
+
+log = get_logger("app")
+
+_RECLAIM_SECONDS = 1.0
+# What is left of the drain time for stopping in order, after the workers had theirs.
+_STOP_SECONDS = 3.0
+
+
+async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
+    """Run the gateway until told to stop."""
+    count = worker_count(settings.workers)
+    try:
+        sockets = listeners(settings.host, settings.port, count)
+    except OSError as exc:
+        address = f"{settings.host}:{settings.port}"
+        raise Exit(ExitCode.MISCONFIGURED, f"the address {address} cannot be used: {exc.strerror}") from exc
+    fleet = Fleet(
+        listeners=sockets,
+        board_fd=LoadBoard.create(count, settings.endpoint_slots),
+        slots=settings.endpoint_slots,
+        config=_configuration(settings),
+        traffic=Traffic(),
+        clock=monotonic,
+    )
+    lifecycle.ready_when("workers", lambda: fleet.is_serving)
+    lifecycle.debug_page("workers", fleet.describe)
+    log.info("listening", host=settings.host, port=sockets[0].getsockname()[1], workers=count)
+    async with await Client.connect(settings.kubeconfig, user_agent=FIELD_MANAGER) as client:
+        cache = Cache(client)
+        view = ClusterView(cache, settings.watch_namespace or None)
+        lifecycle.ready_when("caches", lambda: cache.synced or f"not listed yet: {', '.join(cache.unsynced)}")
+        await _serve(lifecycle, settings, fleet, client, cache, view)
+
+
+async def _serve(
+    lifecycle: Lifecycle, settings: GatewaySettings, fleet: Fleet, client: Client, cache: Cache, view: ClusterView
+) -> None:
+    slots = SlotBook(settings.endpoint_slots)
+    feed = SnapshotFeed(view, slots, settings.gather_seconds)
+    lifecycle.debug_page("snapshot", lambda: msgspec.to_builtins(feed.current))
+    async with asyncio.TaskGroup() as tasks:
+        helpers = [
+            tasks.create_task(cache.run(), name="cache"),
+            tasks.create_task(_publish(cache, feed, fleet), name="publish"),
+            tasks.create_task(_reclaim(cache, feed, fleet, slots), name="reclaim"),
+        ]
+        if settings.write_status:
+            writer = StatusWriter(client, cache, view, _election(settings))
+            lifecycle.debug_page("status-writer", lambda: {"leading": writer.leading})
+            helpers.append(tasks.create_task(writer.run(lifecycle.stopping), name="status"))
+        workers = tasks.create_task(fleet.run(), name="fleet")
+        await lifecycle.stopping.wait()
+        # Readiness is red. Requests still come until every load balancer has heard of it: serve them.
+        fleet.drain("closing")
+        await asyncio.sleep(settings.settle_seconds)
+        fleet.drain("last")
+        await asyncio.wait((workers,))
+        for helper in helpers:
+            helper.cancel()
+
+
+def _configuration(settings: GatewaySettings) -> Configure:
+    return Configure(
+        log_level=settings.log_level,
+        inlet=settings.inlet_limits,
+        pool=settings.pool_limits,
+        traffic=settings.traffic_defaults,
+        access_log=settings.access_log,
+        upstream_ca_file=str(settings.upstream_ca_file) if settings.upstream_ca_file else None,
+        drain_seconds=max(0.0, settings.drain_seconds - settings.settle_seconds - _STOP_SECONDS),
+    )
+
+
+def _election(settings: GatewaySettings) -> ElectionSettings:
+    return ElectionSettings(
+        name=FIELD_MANAGER, namespace=settings.namespace, identity=settings.pod_name or "matrixinfer-gateway"
+    )
+
+
+async def _publish(cache: Cache, feed: SnapshotFeed, fleet: Fleet) -> None:
+    """Send every new snapshot to the workers, the first one when everything was listed."""
+    await cache.wait_synced()
+    feed.settle()
+    _send(feed, fleet)
+    while True:
+        await feed.next()
+        _send(feed, fleet)
+
+
+async def _reclaim(cache: Cache, feed: SnapshotFeed, fleet: Fleet, slots: SlotBook) -> None:
+    """Free the slots of pods that nobody waits for any more."""
+    await cache.wait_synced()
+    while True:
+        await asyncio.sleep(_RECLAIM_SECONDS)
+        if slots.reclaim(fleet.acknowledged, fleet.board.is_idle) and feed.settle():
+            _send(feed, fleet)
+
+
+def _send(feed: SnapshotFeed, fleet: Fleet) -> None:
+    snapshot = feed.current
+    fleet.publish(snapshot)
+    metrics.REVISION.set(snapshot.revision)
+    states = Counter(endpoint.state for server in snapshot.servers for endpoint in server.endpoints)
+    for state in metrics.ENDPOINT_STATES:
+        metrics.ENDPOINTS.labels(state).set(states[state])

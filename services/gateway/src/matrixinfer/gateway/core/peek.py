@@ -1,0 +1,56 @@
+"""What the gateway reads of a request body: the model and whether the answer streams. Nothing else is decoded.
+
+Owns the narrow decode and the refusals that come from it. Unknown members, number text and key order are none of its
+business: the body travels on as the bytes that came in.
+"""
+
+from dataclasses import dataclass
+
+import msgspec
+
+__all__ = ["BodyRefused", "Peek", "peek"]
+
+
+class BodyRefused(ValueError):
+    """The body cannot be routed; `param` names the member at fault, when there is one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class Peek:
+    """The few members that routing needs."""
+
+    model: str
+    stream: bool
+
+
+class _Members(msgspec.Struct):
+    model: str | None = None
+    # Raw, because its type is the engine's to judge: only the literal `true` means something here.
+    stream: msgspec.Raw = msgspec.Raw()
+
+
+_decoder = msgspec.json.Decoder(_Members)
+
+
+def peek(body: bytes) -> Peek:
+    """Read the routing members of a JSON object. Raises BodyRefused with a sentence for the client."""
+    if not body:
+        raise BodyRefused("The request has no body; send a JSON object with a 'model' member.")
+    try:
+        members = _decoder.decode(body)
+    except msgspec.ValidationError as exc:
+        if "$.model" in str(exc):
+            raise BodyRefused("'model' must be a string.", "model") from exc
+        raise BodyRefused("The request body must be a JSON object.") from exc
+    except RecursionError as exc:
+        raise BodyRefused("The request body is nested too deeply.") from exc
+    # UnicodeDecodeError and msgspec.DecodeError are ValueErrors; both mean that this is not JSON.
+    except ValueError as exc:
+        raise BodyRefused(f"The request body is not valid JSON: {exc}") from exc
+    if not members.model or not members.model.strip():
+        raise BodyRefused("You must provide a 'model' parameter.", "model")
+    return Peek(members.model, bytes(members.stream) == b"true")

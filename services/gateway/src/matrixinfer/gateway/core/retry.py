@@ -1,0 +1,55 @@
+"""May this failed attempt be repeated? Only before the first byte is out, and only where a repeat can help.
+
+Inference requests change nothing, so repeating one costs work, not correctness. This is the one layer that retries.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+__all__ = ["HELD_STATUSES", "Failure", "RetryPolicy", "may_retry", "status_is_transient"]
+
+
+class Failure(StrEnum):
+    """Why an attempt gave no answer. The values are label values of metrics and of the access log."""
+
+    CONNECT = "connect"
+    STALE = "stale_connection"
+    RESET = "reset"
+    PROTOCOL = "bad_response"
+    ENDPOINT_GONE = "endpoint_gone"
+    FIRST_BYTE = "first_byte_timeout"
+    IDLE = "idle_timeout"
+    TOTAL = "total_timeout"
+    STATUS = "status"
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """How often a request may go to another endpoint, and the pause before one is asked a second time."""
+
+    attempts: int
+    interval_seconds: float
+
+
+HELD_STATUSES = frozenset({500, 502, 503, 504})
+"""Engine answers that are kept back until it is clear whether they are an endpoint that is going away."""
+
+_RETRYABLE = frozenset({Failure.CONNECT, Failure.STALE, Failure.RESET, Failure.PROTOCOL, Failure.ENDPOINT_GONE})
+
+# What vLLM answers with status 500 once it was told to stop: another endpoint will do.
+_SHUTTING_DOWN = b"cannot schedule new futures after shutdown"
+
+
+def status_is_transient(status: int, body: bytes) -> bool:
+    """Whether an engine's error says that this endpoint cannot, rather than that this request must not.
+
+    502 and 503 do; 500 only with the words of an engine that shuts down; 504 is an answer that was waited for.
+    """
+    return status in (502, 503) or (status == 500 and _SHUTTING_DOWN in body)
+
+
+def may_retry(failure: Failure, retries_done: int, policy: RetryPolicy, *, transient: bool = False) -> bool:
+    """Whether another endpoint may be asked. `transient` qualifies `Failure.STATUS`. Time-outs are not repeated."""
+    if retries_done >= policy.attempts:
+        return False
+    return failure in _RETRYABLE or (failure is Failure.STATUS and transient)

@@ -1,0 +1,94 @@
+"""A snapshot made fast to ask: names to routes, rules to compiled predicates. Built once per revision in each worker.
+
+Owns nothing that changes. A rule whose regular expression cannot be compiled never matches (the route's status says so).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from matrixinfer.gateway.core.match import Ask, BadPattern, Predicate, predicate
+from matrixinfer.gateway.core.types import EndpointState, Route, Rule, Server, Snapshot, Target
+
+__all__ = ["Listing", "Pool", "RouteEntry", "Table"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """A server and those of its endpoints that take new requests, with their slots in the same order."""
+
+    server: Server
+    ready: tuple[int, ...]
+    """Positions in `server.endpoints`."""
+    slots: tuple[int, ...]
+
+    @staticmethod
+    def of(server: Server) -> "Pool":
+        """Select the ready endpoints of `server`."""
+        ready = tuple(i for i, e in enumerate(server.endpoints) if e.state is EndpointState.READY)
+        return Pool(server, ready, tuple(server.endpoints[i].slot for i in ready))
+
+
+@dataclass(frozen=True, slots=True)
+class RouteEntry:
+    """A route as a request meets it, under one of its names."""
+
+    route: Route
+    rules: tuple[tuple[Predicate, Rule], ...]
+    is_adapter: bool
+
+    def rule_for(self, ask: Ask) -> Rule | None:
+        """Return the first rule that holds."""
+        return next((rule for holds, rule in self.rules if holds(ask)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """One entry of GET /v1/models; `parent` is set for an adapter."""
+
+    name: str
+    created: int
+    parent: str | None = None
+
+
+class Table:
+    """What a worker asks per request. Immutable; the worker swaps the whole table on a change."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        """Compile `snapshot`."""
+        self.revision = snapshot.revision
+        self.pools = tuple(Pool.of(server) for server in snapshot.servers)
+        self.entries: Mapping[str, RouteEntry] = {
+            name: entry for route in snapshot.routes for name, entry in _entries(route)
+        }
+        self.listings = tuple(sorted(_listings(snapshot.routes), key=lambda listing: listing.name))
+        self.gone = frozenset(snapshot.gone)
+
+    def pool(self, target: Target) -> Pool | None:
+        """Return the pool of a target; None when its server does not exist."""
+        return None if target.server is None else self.pools[target.server]
+
+    def can_serve(self, target: Target) -> bool:
+        """Whether a target has an endpoint that takes new requests."""
+        pool = self.pool(target)
+        return pool is not None and bool(pool.ready)
+
+
+def _entries(route: Route) -> list[tuple[str, RouteEntry]]:
+    rules = tuple((_predicate(rule), rule) for rule in route.rules)
+    adapter = RouteEntry(route, rules, is_adapter=True)
+    entries = [(name, adapter) for name in route.adapters]
+    if route.model is not None:
+        entries.append((route.model, RouteEntry(route, rules, is_adapter=False)))
+    return entries
+
+
+def _predicate(rule: Rule) -> Predicate:
+    try:
+        return predicate(rule.match)
+    except BadPattern:
+        return lambda _ask: False
+
+
+def _listings(routes: tuple[Route, ...]) -> list[Listing]:
+    models = [Listing(route.model, route.created) for route in routes if route.model is not None]
+    return models + [Listing(name, route.created, route.model) for route in routes for name in route.adapters]

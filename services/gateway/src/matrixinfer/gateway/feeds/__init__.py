@@ -1,0 +1,1 @@
+"""What the supervisor learns from outside: Kubernetes objects now, engine metrics and KV events beside it."""

@@ -1,0 +1,260 @@
+"""The worker processes: started, told the newest snapshot, listened to, replaced when they die, drained.
+
+Owns the processes, their listeners and the load board. Each worker has a listener of its own (SO_REUSEPORT) that stays open
+here, so connections that arrive while a dead worker is being replaced wait for its successor. The traps: a worker that
+hangs is as bad as a dead one, so silence is a reason to kill it; and its row on the load board may be cleared only when its
+process is gone.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from matrixinfer.gateway import metrics
+from matrixinfer.gateway.board import LoadBoard
+from matrixinfer.gateway.core.types import Snapshot
+from matrixinfer.gateway.ipc import (
+    Acknowledged,
+    Configure,
+    Drain,
+    FromWorker,
+    Publish,
+    Report,
+    Serving,
+    encode,
+    read_from_worker,
+)
+from matrixinfer.gateway.metrics import Traffic
+from matrixinfer.service.logging import get_logger
+
+__all__ = ["Fleet", "listeners", "worker_count"]
+
+log = get_logger("fleet")
+
+_SILENCE_SECONDS = 30.0
+_RESTART_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
+_HEALTHY_SECONDS = 10.0
+
+
+def listeners(host: str, port: int, count: int) -> list[socket.socket]:
+    """Return `count` sockets bound to the same address; with port 0 the first one chooses. Raises OSError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    made: list[socket.socket] = []
+    try:
+        for _ in range(count):
+            made.append(socket.socket(family, socket.SOCK_STREAM))
+            made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            made[-1].bind((host, port))
+            port = made[-1].getsockname()[1]
+    except OSError:
+        for listener in made:
+            listener.close()
+        raise
+    return made
+
+
+@dataclass(slots=True)
+class _Member:
+    """One running worker."""
+
+    index: int
+    process: asyncio.subprocess.Process
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    serving: bool = False
+    acknowledged: int = 0
+
+
+class Fleet:
+    """All workers of one gateway process."""
+
+    def __init__(
+        self,
+        *,
+        listeners: Sequence[socket.socket],
+        board_fd: int,
+        slots: int,
+        config: Configure,
+        traffic: Traffic,
+        clock: Callable[[], float],
+    ) -> None:
+        self._listeners = listeners
+        self._board_fd = board_fd
+        self._slots = slots
+        self._board = LoadBoard(board_fd, len(listeners), slots)
+        self._config = config
+        self._traffic = traffic
+        self._clock = clock
+        self._members: dict[int, _Member] = {}
+        self._frame: tuple[int, bytes] | None = None
+        self._published_at = 0.0
+        self._drain: Literal["closing", "last"] | None = None
+
+    @property
+    def board(self) -> LoadBoard:
+        """The loads of all endpoints."""
+        return self._board
+
+    @property
+    def is_serving(self) -> bool | str:
+        """True when every worker accepts connections, else a sentence."""
+        serving = sum(member.serving for member in self._members.values())
+        return serving == len(self._listeners) or f"{serving} of {len(self._listeners)} workers accept connections"
+
+    @property
+    def acknowledged(self) -> int:
+        """The newest revision that no worker is behind of."""
+        newest = self._frame[0] if self._frame else 0
+        return min((member.acknowledged for member in self._members.values()), default=newest)
+
+    def describe(self) -> object:
+        """What the debug page shows."""
+        return [
+            {"worker": m.index, "pid": m.process.pid, "serving": m.serving, "revision": m.acknowledged}
+            for m in self._members.values()
+        ]
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Let every worker route by `snapshot`; a newer one replaces what was not sent yet."""
+        self._frame = (snapshot.revision, encode(Publish(snapshot)))
+        self._published_at = self._clock()
+        self._wake_all()
+
+    def drain(self, step: Literal["closing", "last"]) -> None:
+        """Begin a step of the end; after `last` no connection is accepted any more and `run` returns in time."""
+        self._drain = step
+        if step == "last":
+            for listener in self._listeners:
+                listener.close()
+        self._wake_all()
+
+    async def run(self) -> None:
+        """Keep all workers running until they have drained. Cancelled, it kills them."""
+        async with asyncio.TaskGroup() as tasks:
+            for index in range(len(self._listeners)):
+                tasks.create_task(self._keep(index), name=f"worker-{index}")
+
+    async def _keep(self, index: int) -> None:
+        """Keep worker `index` running. The only layer that restarts."""
+        failures = 0
+        while not self._is_ending():
+            began = self._clock()
+            member = await self._start(index)
+            try:
+                await self._attend(member)
+            finally:
+                await self._bury(member)
+            if self._is_ending():
+                return
+            failures = 0 if self._clock() - began > _HEALTHY_SECONDS else failures + 1
+            metrics.WORKER_RESTARTS.inc()
+            log.error("worker_died", worker=index, pid=member.process.pid, code=member.process.returncode)
+            await asyncio.sleep(_RESTART_SECONDS[min(failures, len(_RESTART_SECONDS) - 1)])
+
+    def _is_ending(self) -> bool:
+        return self._drain == "last"
+
+    async def _start(self, index: int) -> _Member:
+        ours, theirs = socket.socketpair()
+        listener = self._listeners[index]
+        options = {
+            "control-fd": theirs.fileno(),
+            "listener-fd": listener.fileno(),
+            "board-fd": self._board_fd,
+            "index": index,
+            "workers": len(self._listeners),
+            "slots": self._slots,
+        }
+        with theirs:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "matrixinfer.gateway.worker",
+                *(part for name, value in options.items() for part in (f"--{name}", str(value))),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=(theirs.fileno(), listener.fileno(), self._board_fd),
+            )
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        member = self._members[index] = _Member(index, process, reader, writer)
+        log.info("worker_started", worker=index, pid=process.pid)
+        return member
+
+    async def _attend(self, member: _Member) -> None:
+        """Talk with a worker until its process has ended."""
+        async with asyncio.TaskGroup() as tasks:
+            talking = [tasks.create_task(self._listen(member)), tasks.create_task(self._tell(member))]
+            await member.process.wait()
+            for task in talking:
+                task.cancel()
+
+    async def _bury(self, member: _Member) -> None:
+        if member.process.returncode is None:
+            member.process.kill()
+            await member.process.wait()
+        member.writer.close()
+        del self._members[member.index]
+        self._board.clear(member.index)
+        self._traffic.forget(member.index)
+        self._count_serving()
+
+    async def _listen(self, member: _Member) -> None:
+        while True:
+            try:
+                async with asyncio.timeout(_SILENCE_SECONDS):
+                    message = await read_from_worker(member.reader)
+            except TimeoutError:
+                log.error("worker_silent", worker=member.index, seconds=_SILENCE_SECONDS)
+                member.process.kill()
+                return
+            if message is None:
+                return
+            self._note(member, message)
+
+    def _note(self, member: _Member, message: FromWorker) -> None:
+        match message:
+            case Serving():
+                member.serving = True
+                self._count_serving()
+            case Acknowledged(revision):
+                member.acknowledged = revision
+                if self._frame and self.acknowledged == self._frame[0]:
+                    metrics.PUBLISH_SECONDS.observe(self._clock() - self._published_at)
+            case Report(stats):
+                self._traffic.report(member.index, stats)
+
+    async def _tell(self, member: _Member) -> None:
+        """Send what is new whenever something is. A worker that does not read for long is killed by `_listen`."""
+        member.writer.write(encode(self._config))
+        sent_revision, sent_step = 0, None
+        while True:
+            member.wake.clear()
+            if self._frame is not None and self._frame[0] != sent_revision:
+                sent_revision = self._frame[0]
+                member.writer.write(self._frame[1])
+            if self._drain is not None and self._drain != sent_step:
+                sent_step = self._drain
+                member.writer.write(encode(Drain(sent_step)))
+            try:
+                await member.writer.drain()
+            except ConnectionError:
+                # The process is ending; `_attend` waits for that.
+                return
+            await member.wake.wait()
+
+    def _wake_all(self) -> None:
+        for member in self._members.values():
+            member.wake.set()
+
+    def _count_serving(self) -> None:
+        metrics.WORKERS_SERVING.set(sum(member.serving for member in self._members.values()))
+
+
+def worker_count(wanted: int) -> int:
+    """Return how many workers to run: `wanted`, or one for each CPU that the process may use."""
+    return wanted or len(os.sched_getaffinity(0))

@@ -1,0 +1,91 @@
+"""The gateway's settings: environment only, prefix `MATRIXINFER_GATEWAY_`."""
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from matrixinfer.gateway.handler import TrafficDefaults
+from matrixinfer.gateway.wire.pool import PoolLimits
+from matrixinfer.gateway.wire.server import InletLimits
+from matrixinfer.service.settings import ServiceSettings
+
+__all__ = ["GatewaySettings"]
+
+
+class GatewaySettings(ServiceSettings):
+    """Everything that an operator can set."""
+
+    model_config = SettingsConfigDict(env_prefix="MATRIXINFER_GATEWAY_")
+
+    host: str = Field("0.0.0.0", description="Address that clients reach.")
+    port: int = Field(8080, ge=0, le=65535, description="Port that clients reach; 0 takes any free one.")
+    workers: int = Field(0, ge=0, le=64, description="Worker processes; 0 means one for each CPU.")
+    watch_namespace: str = Field("", description="Route only what lies in this namespace; empty means all.")
+    endpoint_slots: int = Field(16384, ge=16, le=1_000_000, description="Most pods that can be routed to at a time.")
+    access_log: bool = Field(True, description="Write one line per request to stdout.")
+    write_status: bool = Field(True, description="Take part in writing the status of routes and servers.")
+
+    drain_seconds: float = Field(300.0, ge=0, description="Time running streams get to finish after SIGTERM.")
+    settle_seconds: float = Field(
+        10.0, ge=0, description="Time after SIGTERM in which new requests are still served, until nobody sends any."
+    )
+    gather_seconds: float = Field(0.01, ge=0, le=1, description="Changes within this time make one snapshot.")
+
+    body_limit_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
+    buffered_limit_bytes: int = Field(
+        512 * 2**20, ge=1024, description="All bodies that one worker receives at a time."
+    )
+    head_limit_bytes: int = Field(64 * 2**10, ge=1024, description="Largest request head.")
+    connection_limit: int = Field(20_000, ge=1, description="Most client connections of one worker.")
+    head_seconds: float = Field(10.0, gt=0, description="Time a client has to send a request head.")
+    body_seconds: float = Field(60.0, gt=0, description="Time a client has to send a body, plus 1 s per 16 KiB.")
+    keep_alive_seconds: float = Field(75.0, gt=0, description="How long an idle client connection is kept.")
+    write_stall_seconds: float = Field(60.0, gt=0, description="How long a client may take nothing of its answer.")
+
+    connect_seconds: float = Field(2.0, gt=0, description="Time an endpoint has to accept a connection.")
+    upstream_idle_seconds: float = Field(4.0, ge=0, description="How long an idle connection to an engine is kept.")
+    upstream_ca_file: Path | None = Field(None, description="CA of engines that speak https; without it unverified.")
+
+    total_seconds: float = Field(3600.0, gt=0, description="Longest request, where route and server say nothing.")
+    first_byte_seconds: float = Field(600.0, gt=0, description="Longest wait for an answer to begin, likewise.")
+    idle_seconds: float = Field(60.0, gt=0, description="Longest silence within an answer, likewise.")
+    retry_attempts: int = Field(2, ge=0, le=100, description="Further endpoints asked before the first byte, likewise.")
+    retry_interval_seconds: float = Field(0.025, ge=0, description="Pause before each of them, likewise.")
+
+    @model_validator(mode="after")
+    def _settling_leaves_time_to_drain(self) -> Self:
+        if self.settle_seconds >= self.drain_seconds > 0:
+            raise ValueError("settle_seconds must be less than drain_seconds, or no stream gets time to finish")
+        return self
+
+    @property
+    def inlet_limits(self) -> InletLimits:
+        """Limits towards clients."""
+        return InletLimits(
+            head_bytes=self.head_limit_bytes,
+            body_bytes=self.body_limit_bytes,
+            buffered_bytes=self.buffered_limit_bytes,
+            connections=self.connection_limit,
+            head_seconds=self.head_seconds,
+            body_seconds=self.body_seconds,
+            keep_alive_seconds=self.keep_alive_seconds,
+            write_stall_seconds=self.write_stall_seconds,
+        )
+
+    @property
+    def pool_limits(self) -> PoolLimits:
+        """Limits towards engines."""
+        return PoolLimits(connect_seconds=self.connect_seconds, idle_seconds=self.upstream_idle_seconds)
+
+    @property
+    def traffic_defaults(self) -> TrafficDefaults:
+        """What holds where no object says anything."""
+        return TrafficDefaults(
+            total_seconds=self.total_seconds,
+            first_byte_seconds=self.first_byte_seconds,
+            idle_seconds=self.idle_seconds,
+            retry_attempts=self.retry_attempts,
+            retry_interval_seconds=self.retry_interval_seconds,
+        )

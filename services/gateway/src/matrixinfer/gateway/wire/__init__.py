@@ -1,0 +1,1 @@
+"""Bytes in and out: the inlet that clients reach, and the connections to engines."""

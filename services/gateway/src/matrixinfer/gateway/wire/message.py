@@ -1,0 +1,166 @@
+"""HTTP messages as the gateway handles them, and the rendering of heads. No I/O.
+
+Header names are lower-case bytes. The trap: hop-by-hop fields speak about one connection; passing one on is how
+requests get smuggled, so both directions go through `end_to_end`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Protocol, TypeAlias
+
+__all__ = [
+    "Exchange",
+    "Headers",
+    "Refusal",
+    "Request",
+    "Watcher",
+    "end_to_end",
+    "has_no_body",
+    "request_head",
+    "response_head",
+]
+
+Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
+
+_HOP_BY_HOP = frozenset(
+    {
+        b"connection",
+        b"keep-alive",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"proxy-connection",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"upgrade",
+        b"http2-settings",
+    }
+)
+
+_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+
+
+@dataclass(slots=True)
+class Request:
+    """One complete request. `target` is the path and query as they came."""
+
+    method: str
+    target: bytes
+    path: bytes
+    headers: Headers
+    body: bytes
+    http10: bool
+    peer: str
+    received: float
+    """When the last byte arrived, by the inlet's clock."""
+
+    def header(self, name: bytes) -> bytes | None:
+        """Return the first value of a header."""
+        return next((value for key, value in self.headers if key == name), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A request that never became one: what is wrong with it, for an answer after which the connection closes."""
+
+    status: int
+    message: str
+
+
+class Watcher(Protocol):
+    """Who wants to know at once how the client takes its answer."""
+
+    def client_gone(self) -> None:
+        """The client left; nothing can be written any more."""
+        ...
+
+    def client_paused(self) -> None:
+        """The client reads slower than it is written to: stop writing."""
+        ...
+
+    def client_resumed(self) -> None:
+        """The client has caught up."""
+        ...
+
+
+class Exchange(Protocol):
+    """One request and the way to answer it: what an inlet hands to the handler."""
+
+    @property
+    def request(self) -> Request:
+        """The request."""
+        ...
+
+    @property
+    def begun(self) -> bool:
+        """Whether a head was written: from then on nothing can be taken back."""
+        ...
+
+    @property
+    def bytes_out(self) -> int:
+        """Body bytes written so far."""
+        ...
+
+    @property
+    def gone(self) -> bool:
+        """Whether the client left."""
+        ...
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the client was given up because it stopped reading."""
+        ...
+
+    def watch(self, watcher: Watcher | None) -> None:
+        """Tell `watcher` from now on, instead of the one before."""
+        ...
+
+    def begin(self, status: int, headers: Headers, length: int | None) -> None:
+        """Write the head. `length` None means that it is not known yet."""
+        ...
+
+    def write(self, data: bytes) -> None:
+        """Write a piece of the body; it goes out with the next `flush`."""
+        ...
+
+    def flush(self) -> None:
+        """Hand what was written to the network."""
+        ...
+
+    def finish(self) -> None:
+        """End the answer properly."""
+        ...
+
+    def cut(self) -> None:
+        """End the answer so that the client can tell that it is not complete; what was written still goes out."""
+        ...
+
+
+def end_to_end(headers: Headers, *, drop: frozenset[bytes] = frozenset()) -> list[tuple[bytes, bytes]]:
+    """Return the headers that may travel on: neither hop-by-hop, nor named by `Connection`, nor in `drop`."""
+    unwanted = _HOP_BY_HOP | drop
+    for name, value in headers:
+        if name == b"connection":
+            unwanted |= {token.strip().lower() for token in value.split(b",")}
+    return [(name, value) for name, value in headers if name not in unwanted]
+
+
+def has_no_body(status: int) -> bool:
+    """Whether answers of this status never have a body."""
+    return status in (204, 304) or status < 200
+
+
+def request_head(method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Render the head of a request."""
+    return b"".join((method.encode(), b" ", target, b" HTTP/1.1\r\n", *_lines(headers), b"\r\n"))
+
+
+def response_head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Render the head of a response."""
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
+    return b"".join((line, *_lines(headers), b"\r\n"))
+
+
+def _lines(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
+    return [name + b": " + value + b"\r\n" for name, value in headers]

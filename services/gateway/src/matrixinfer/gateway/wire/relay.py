@@ -1,0 +1,227 @@
+"""One attempt: the engine's answer goes to the client as it comes, with back-pressure and deadlines.
+
+Owns the time between sending a request and the end of its answer. Nothing here awaits per piece: the parser's callbacks write
+straight to the client's transport, and one future tells the end. Answers that may be an endpoint's farewell are held back,
+so that another endpoint can be asked. The traps: an engine that was told to stop can leave a stream open without a
+word, so there is a deadline between pieces; and a client that reads slowly must not look like a silent engine.
+"""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from matrixinfer.gateway.core.retry import HELD_STATUSES, Failure
+from matrixinfer.gateway.wire.message import Exchange, Headers, end_to_end
+from matrixinfer.gateway.wire.upstream import UpstreamConnection
+
+__all__ = ["Deadlines", "Held", "Outcome", "Relay"]
+
+_HOLD_LIMIT_BYTES = 64 * 1024
+
+# `server` and `date` are the engine's own; ours to say are the framing and the request's id.
+_DROPPED = frozenset({b"content-length", b"x-request-id"})
+
+
+@dataclass(frozen=True, slots=True)
+class Deadlines:
+    """Loop times and spans of one attempt, in seconds. `ends_at` is for the request as a whole."""
+
+    first_byte_seconds: float
+    idle_seconds: float
+    ends_at: float
+
+
+@dataclass(slots=True)
+class Held:
+    """An answer that was kept back."""
+
+    status: int
+    headers: Headers
+    length: int | None
+    body: bytearray
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an attempt ended. No failure and nothing held: the client has the whole answer."""
+
+    failure: Failure | None = None
+    held: Held | None = None
+    detail: str = ""
+    untouched: bool = False
+    """Not a byte of an answer had come."""
+
+
+class Relay:
+    """Sink of the engine's answer and watcher of the client, for one attempt."""
+
+    __slots__ = (
+        "_clock",
+        "_connection",
+        "_deadlines",
+        "_exchange",
+        "_has_head",
+        "_held",
+        "_last",
+        "_loop",
+        "_paused",
+        "_started",
+        "_timer",
+        "content_type",
+        "extra_headers",
+        "first_body_at",
+        "outcome",
+        "status",
+    )
+
+    def __init__(
+        self,
+        exchange: Exchange,
+        connection: UpstreamConnection,
+        deadlines: Deadlines,
+        extra_headers: Headers,
+        clock: Callable[[], float],
+        *,
+        may_hold: bool,
+    ) -> None:
+        """With `may_hold`, an answer of a status in HELD_STATUSES is kept back and becomes part of the outcome."""
+        loop = asyncio.get_running_loop()
+        self.outcome: asyncio.Future[Outcome] = loop.create_future()
+        self.status: int | None = None
+        self.content_type = b""
+        self.first_body_at: float | None = None
+        """By `clock`, when the first piece of the body came."""
+        self._clock = clock
+        self._has_head = False
+        self.extra_headers = extra_headers
+        self._loop = loop
+        self._exchange = exchange
+        self._connection = connection
+        self._deadlines = deadlines
+        self._held: Held | None = Held(0, (), None, bytearray()) if may_hold else None
+        self._started = self._last = loop.time()
+        self._paused = False
+        self._timer = loop.call_at(self._due(), self._check)
+
+    def start(self, data: bytes) -> None:
+        """Send the request."""
+        self._exchange.watch(self)
+        if not self.outcome.done():
+            self._connection.send(data, self)
+
+    def stop(self) -> None:
+        """Give the attempt up, whatever its state: the engine stops working on it."""
+        if not self.outcome.done():
+            self._connection.abort()
+            self.outcome.cancel()
+        self._over()
+
+    def endpoint_gone(self) -> None:
+        """The pod does not exist any more: no byte can come from it."""
+        self._give_up(Failure.ENDPOINT_GONE, "the pod is gone")
+
+    # -- from the engine ------------------------------------------------------------------------------------------
+
+    def head(self, status: int, headers: Headers, length: int | None) -> None:
+        """Take the head: hold it, or write it to the client."""
+        self._last, self._has_head = self._loop.time(), True
+        self.status = status
+        self.content_type = next((value for name, value in headers if name == b"content-type"), b"")
+        kept = [*end_to_end(headers, drop=_DROPPED), *self.extra_headers]
+        if self._held is not None and status in HELD_STATUSES:
+            self._held = Held(status, kept, length, bytearray())
+            return
+        self._held = None
+        self._exchange.begin(status, kept, length)
+
+    def body(self, data: bytes) -> None:
+        """Pass a piece on."""
+        held = self._held
+        if held is not None:
+            held.body += data
+            if len(held.body) > _HOLD_LIMIT_BYTES:
+                # Too much for a farewell: it is an answer.
+                self._held = None
+                self._exchange.begin(held.status, held.headers, held.length)
+                self._exchange.write(bytes(held.body))
+            return
+        if self.first_body_at is None:
+            self.first_body_at = self._clock()
+        self._exchange.write(data)
+
+    def flush(self) -> None:
+        """Send what arrived together."""
+        self._last = self._loop.time()
+        if self._held is None:
+            self._exchange.flush()
+
+    def end(self) -> None:
+        """The answer is complete."""
+        if self._held is None:
+            self._exchange.finish()
+        self._end(Outcome(Failure.STATUS, self._held) if self._held is not None else Outcome())
+
+    def lost(self, error: Exception | None, *, untouched: bool) -> None:
+        """The connection failed."""
+        kind = Failure.RESET if untouched or not _is_protocol(error) else Failure.PROTOCOL
+        detail = str(error) if error else "the engine closed the connection"
+        self._end(Outcome(kind, None, detail, untouched))
+
+    # -- from the client ------------------------------------------------------------------------------------------
+
+    def client_gone(self) -> None:
+        """Abort the engine's work in this very moment; the handler's task is being cancelled."""
+        self.stop()
+
+    def client_paused(self) -> None:
+        """Read no more from the engine."""
+        self._paused = True
+        self._connection.pause()
+
+    def client_resumed(self) -> None:
+        """Read on; the time spent waiting for the client is not the engine's silence."""
+        self._paused = False
+        self._last = self._loop.time()
+        self._connection.resume()
+
+    # -- deadlines ------------------------------------------------------------------------------------------------
+
+    def _due(self) -> float:
+        if not self._has_head:
+            return min(self._started + self._deadlines.first_byte_seconds, self._deadlines.ends_at)
+        if self._paused:
+            return self._deadlines.ends_at
+        return min(self._last + self._deadlines.idle_seconds, self._deadlines.ends_at)
+
+    def _check(self) -> None:
+        if self.outcome.done():
+            return
+        now, due = self._loop.time(), self._due()
+        if now < due:
+            # Never later than one idle span: a pause that ends must find the timer armed in time.
+            self._timer = self._loop.call_at(min(due, now + self._deadlines.idle_seconds), self._check)
+        elif now >= self._deadlines.ends_at:
+            self._give_up(Failure.TOTAL, "the request took longer than it may")
+        elif not self._has_head:
+            self._give_up(Failure.FIRST_BYTE, f"no answer within {self._deadlines.first_byte_seconds:g} s")
+        else:
+            self._give_up(Failure.IDLE, f"silence for {self._deadlines.idle_seconds:g} s within the answer")
+
+    def _give_up(self, failure: Failure, detail: str) -> None:
+        if self.outcome.done():
+            return
+        self._connection.abort()
+        self._end(Outcome(failure, None, detail, not self._has_head))
+
+    def _end(self, outcome: Outcome) -> None:
+        self._over()
+        if not self.outcome.done():
+            self.outcome.set_result(outcome)
+
+    def _over(self) -> None:
+        self._timer.cancel()
+        self._exchange.watch(None)
+
+
+def _is_protocol(error: Exception | None) -> bool:
+    return error is not None and not isinstance(error, OSError)

@@ -1,0 +1,238 @@
+"""One connection to an engine: sends a request, hands the answer on piece by piece as it arrives.
+
+Owns framing towards engines; knows nothing of clients or retries. The traps: an engine may close a pooled connection at the
+moment it is used (`lost` with `untouched` says that nothing of an answer was seen), an answer without a length ends with
+the connection, and bytes behind an answer poison the connection for the next one.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import httptools
+
+from matrixinfer.gateway.wire.message import Headers, has_no_body
+
+__all__ = ["Sink", "UpstreamConnection", "UpstreamError"]
+
+_HEAD_LIMIT_BYTES = 256 * 1024
+
+
+class UpstreamError(Exception):
+    """The engine's answer cannot be understood."""
+
+
+class Sink(Protocol):
+    """Who takes an answer. `end` or `lost` is the last call, and exactly one of them is made."""
+
+    def head(self, status: int, headers: Headers, length: int | None) -> None:
+        """The head came; `length` is None when the body's length is not known."""
+        ...
+
+    def body(self, data: bytes) -> None:
+        """A piece of the body came."""
+        ...
+
+    def flush(self) -> None:
+        """All that arrived together was handed over."""
+        ...
+
+    def end(self) -> None:
+        """The answer is complete."""
+        ...
+
+    def lost(self, error: Exception | None, *, untouched: bool) -> None:
+        """The connection failed; `untouched` when not a byte of an answer had come."""
+        ...
+
+
+class UpstreamConnection(asyncio.Protocol):
+    """A connection that carries one request at a time."""
+
+    __slots__ = (
+        "_close_delimited",
+        "_ended",
+        "_failure",
+        "_head_bytes",
+        "_headers",
+        "_in_head",
+        "_interim",
+        "_parser",
+        "_released",
+        "_reusable",
+        "_sink",
+        "_transport",
+        "idle_limit",
+        "idle_since",
+        "uses",
+    )
+
+    def __init__(self, released: "Callable[[UpstreamConnection, bool], None]") -> None:
+        """`released` is called after each answer with whether the connection can be used again, and when it is lost."""
+        self._released = released
+        self._parser: Any = None
+        self._sink: Sink | None = None
+        self._failure: Exception | None = None
+        self.uses = 0
+        self.idle_since = 0.0
+        self.idle_limit: float | None = None
+        """Seconds for which the engine promised to keep it open, if it said so."""
+        self._start_over()
+
+    def _start_over(self) -> None:
+        self._parser = httptools.HttpResponseParser(self)
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._head_bytes = 0
+        self._in_head = True
+        self._interim = self._close_delimited = self._ended = False
+        self._reusable = True
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request may be sent."""
+        return not self._transport.is_closing()
+
+    def send(self, data: bytes, sink: Sink) -> None:
+        """Send one request, head and body; the answer goes to `sink`."""
+        self.uses += 1
+        self._sink = sink
+        self._transport.write(data)
+
+    def pause(self) -> None:
+        """Stop reading: the client cannot take more."""
+        if not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        """Read on."""
+        if not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def abort(self) -> None:
+        """Give up at once, so that the engine stops working; the sink hears no more."""
+        self._sink = None
+        self._transport.abort()
+
+    def close(self) -> None:
+        """Close an idle connection."""
+        self._transport.close()
+
+    # -- transport ------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        # A stream socket's transport reads and writes; uvloop's is no subclass of asyncio's.
+        self._transport = cast("asyncio.Transport", transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End an answer that ends with the connection; fail any other."""
+        sink, self._sink = self._sink, None
+        self._parser = None
+        self._released(self, False)
+        if sink is None:
+            return
+        if self._close_delimited and not self._in_head and exc is None and self._failure is None:
+            sink.end()
+            return
+        sink.lost(self._failure or exc, untouched=self._in_head and not self._head_bytes)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse and hand on."""
+        sink = self._sink
+        if sink is None:
+            # Bytes that nobody asked for: whatever they are, the next answer must not begin with them.
+            self._transport.abort()
+            return
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > _HEAD_LIMIT_BYTES and len(data) < self._head_bytes:
+                self._fail("the head of the engine's answer is too large")
+                return
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._fail("the engine switched protocols")
+            return
+        except httptools.HttpParserError as exc:
+            # What came before the fault was parsed: a complete answer stays one, its connection is finished.
+            if not self._ended:
+                self._fail(f"the engine's answer is not valid HTTP: {exc}")
+                return
+            self._reusable = False
+        if self._ended:
+            self._finish(sink)
+        elif not self._in_head:
+            sink.flush()
+
+    # -- parser ---------------------------------------------------------------------------------------------------
+
+    def on_message_begin(self) -> None:
+        """Notice an answer behind the answer: nobody asked for it, and part of it may still be on its way."""
+        if self._ended:
+            self._reusable = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Collect a header; trailers are dropped."""
+        if self._in_head:
+            self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Hand the head on, unless it is an interim answer."""
+        status = self._parser.get_status_code()
+        if self._ended:
+            return
+        if status < 200:
+            self._interim = True
+            self._headers = []
+            return
+        self._in_head = False
+        length, chunked = None, False
+        for name, value in self._headers:
+            if name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                chunked = True
+            elif name == b"keep-alive":
+                self.idle_limit = _promised_seconds(value)
+        self._close_delimited = length is None and not chunked and not has_no_body(status)
+        if self._sink is not None:
+            self._sink.head(status, self._headers, length)
+
+    def on_body(self, data: bytes) -> None:
+        """Hand a piece on."""
+        if self._sink is not None and not self._ended:
+            self._sink.body(data)
+
+    def on_message_complete(self) -> None:
+        """Note the end; an interim answer is none."""
+        if self._interim:
+            self._interim = False
+            return
+        if not self._ended:
+            self._ended = True
+            self._reusable = self._parser.should_keep_alive()
+
+    # -- ends -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, sink: Sink) -> None:
+        # An answer that came before the request was out leaves a connection nobody can reason about.
+        reusable = self._reusable and not self._transport.get_write_buffer_size() and not self._transport.is_closing()
+        self._sink = None
+        self._start_over()
+        if not reusable:
+            self._transport.close()
+        # First the pool, then the sink: whoever asks next finds this connection.
+        self._released(self, reusable)
+        sink.end()
+
+    def _fail(self, reason: str) -> None:
+        self._failure = UpstreamError(reason)
+        self._transport.abort()
+
+
+def _promised_seconds(value: bytes) -> float | None:
+    for part in value.split(b","):
+        name, _, number = part.strip().partition(b"=")
+        if name.lower() == b"timeout" and number.isdigit():
+            return float(number)
+    return None

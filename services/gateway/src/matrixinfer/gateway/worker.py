@@ -1,0 +1,210 @@
+"""One worker process: accepts, routes by the supervisor's snapshots, counts. Never talks to the API server.
+
+Started as `python -m matrixinfer.gateway.worker` with three inherited file descriptors: the supervisor's socket, the
+listener and the load board. The listener belongs to the supervisor too, so connections that wait while this process is
+restarted are not lost. When the supervisor goes away the worker finishes its streams and ends.
+"""
+
+import argparse
+import asyncio
+import faulthandler
+import os
+import signal
+import socket
+import ssl
+import sys
+import uuid
+
+import uvloop
+
+from matrixinfer.gateway.access import AccessLog
+from matrixinfer.gateway.board import LoadBoard
+from matrixinfer.gateway.core.types import Snapshot
+from matrixinfer.gateway.errors import refusal_answer
+from matrixinfer.gateway.handler import Handler
+from matrixinfer.gateway.ipc import (
+    Acknowledged,
+    Configure,
+    Drain,
+    Publish,
+    Report,
+    Serving,
+    ToWorker,
+    encode,
+    read_to_worker,
+)
+from matrixinfer.gateway.stats import Stats
+from matrixinfer.gateway.wire.pool import UpstreamPool
+from matrixinfer.gateway.wire.server import HttpInlet
+from matrixinfer.service import logging
+from matrixinfer.service.clock import monotonic, utcnow
+from matrixinfer.service.logging import get_logger
+
+__all__ = ["Worker", "main"]
+
+log = get_logger("worker")
+
+_REPORT_SECONDS = 1.0
+_ACCESS_LOG_CLOSE_SECONDS = 2.0
+
+
+class Worker:
+    """The composition root of a worker."""
+
+    def __init__(
+        self, *, index: int, config: Configure, board: LoadBoard, listener: socket.socket, access: AccessLog
+    ) -> None:
+        self._config = config
+        self._listener = listener
+        self._access = access
+        self._stats = Stats()
+        self._pool = UpstreamPool(config.pool, _upstream_tls(config.upstream_ca_file))
+        self._handler = Handler(
+            worker=index,
+            pool=self._pool,
+            board=board,
+            row=board.row(index),
+            stats=self._stats,
+            access=access,
+            defaults=config.traffic,
+            now=utcnow,
+            clock=monotonic,
+            new_request_id=lambda: uuid.uuid4().hex,
+        )
+        self._inlet = HttpInlet(self._handler, refusal_answer, config.inlet, monotonic)
+        self._stopping = asyncio.Event()
+        self._has_snapshot = asyncio.Event()
+
+    async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve until told to stop, then finish what runs, for at most the drain time."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
+        async with asyncio.TaskGroup() as tasks:
+            listening = tasks.create_task(self._listen_to_supervisor(reader, writer))
+            reporting = tasks.create_task(self._report_for_ever(writer))
+            try:
+                await self._serve(writer)
+            finally:
+                listening.cancel()
+                reporting.cancel()
+                self._send(writer, self._report())
+                self._pool.close()
+
+    async def _serve(self, writer: asyncio.StreamWriter) -> None:
+        await self._has_snapshot.wait()
+        self._send(writer, Serving())
+        async with asyncio.TaskGroup() as tasks:
+            serving = tasks.create_task(self._inlet.serve(self._listener, self._stopping))
+            await self._stopping.wait()
+            done, _ = await asyncio.wait((serving,), timeout=self._config.drain_seconds)
+            if not done:
+                log.warning("streams_cut", connections=len(self._inlet.connections))
+                serving.cancel()
+
+    def _signalled(self, number: signal.Signals) -> None:
+        # A terminal sends SIGINT to the whole group; the supervisor decides what it means.
+        if number is signal.SIGTERM:
+            self._close()
+            self._stop()
+
+    async def _listen_to_supervisor(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while (message := await read_to_worker(reader)) is not None:
+            self._obey(message, writer)
+        log.warning("supervisor_gone")
+        self._close()
+        self._stop()
+
+    def _obey(self, message: ToWorker, writer: asyncio.StreamWriter) -> None:
+        match message:
+            case Publish(snapshot):
+                self._install(snapshot)
+                self._send(writer, Acknowledged(snapshot.revision))
+            case Drain(step="closing"):
+                self._close()
+            case Drain():
+                self._close()
+                self._stop()
+            case Configure():
+                log.warning("configured_twice")
+
+    def _install(self, snapshot: Snapshot) -> None:
+        self._handler.install(snapshot)
+        self._pool.sweep(asyncio.get_running_loop().time(), self._handler.peers())
+        self._has_snapshot.set()
+
+    def _close(self) -> None:
+        self._handler.draining = True
+        self._inlet.draining = True
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        # Without a snapshot there is nothing to serve and nothing to wait for.
+        self._has_snapshot.set()
+
+    async def _report_for_ever(self, writer: asyncio.StreamWriter) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(_REPORT_SECONDS)
+            self._pool.sweep(loop.time(), self._handler.peers())
+            self._send(writer, self._report())
+            await writer.drain()
+
+    def _report(self) -> Report:
+        return Report(
+            self._stats.report(
+                connections=len(self._inlet.connections),
+                upstream_connections=self._pool.size,
+                upstream_opened=self._pool.opened,
+                access_log_dropped=self._access.dropped,
+            )
+        )
+
+    def _send(self, writer: asyncio.StreamWriter, message: Acknowledged | Report | Serving) -> None:
+        if not writer.is_closing():
+            writer.write(encode(message))
+
+
+def _upstream_tls(ca_file: str | None) -> ssl.SSLContext:
+    """Pods have no names to verify: without a CA of their own the traffic is encrypted only."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.check_hostname = False
+    if ca_file is None:
+        context.verify_mode = ssl.CERT_NONE
+    return context
+
+
+async def _run(arguments: argparse.Namespace) -> None:
+    control = socket.socket(fileno=arguments.control_fd)
+    listener = socket.socket(fileno=arguments.listener_fd)
+    listener.setblocking(False)
+    reader, writer = await asyncio.open_unix_connection(sock=control)
+    config = await read_to_worker(reader)
+    if not isinstance(config, Configure):
+        return
+    logging.configure("gateway", config.log_level)
+    access_fd = sys.stdout.fileno() if config.access_log else os.open(os.devnull, os.O_WRONLY)
+    access = AccessLog(access_fd)
+    board = LoadBoard(arguments.board_fd, arguments.workers, arguments.slots)
+    try:
+        worker = Worker(index=arguments.index, config=config, board=board, listener=listener, access=access)
+        await worker.run(reader, writer)
+        await writer.drain()
+    finally:
+        writer.close()
+        access.close(_ACCESS_LOG_CLOSE_SECONDS)
+
+
+def main() -> None:
+    """Entry point of the process; the supervisor is the only caller."""
+    parser = argparse.ArgumentParser(prog="matrixinfer-gateway-worker", description=__doc__)
+    for name in ("control-fd", "listener-fd", "board-fd", "index", "workers", "slots"):
+        parser.add_argument(f"--{name}", type=int, required=True)
+    arguments = parser.parse_args()
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_run(arguments))
+
+
+if __name__ == "__main__":
+    main()

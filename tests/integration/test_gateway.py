@@ -1,0 +1,471 @@
+"""The gateway as a real process, with its own ServiceAccount, on a real API server, in front of simulated engines.
+
+Pods are objects whose status a test writes; their addresses are loopback ones on which a simulator of its own process
+listens. So a change of an object, a killed engine and a killed worker are all real.
+"""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import APIStatusError, AsyncOpenAI, NotFoundError, OpenAI
+
+from matrixinfer.devcluster import ControlPlane
+from matrixinfer.devcluster.controlplane import free_ports, wait_for
+from matrixinfer.devcluster.services import ServiceProcess
+
+pytestmark = pytest.mark.timeout(180)
+
+ENGINE_PORT = 8000
+NETWORKING = "/apis/networking.matrixinfer.ai/v1alpha1/namespaces"
+
+
+@dataclass
+class Engine:
+    """One simulated engine process on an address of its own, and the pod that stands for it."""
+
+    address: str
+    pod: str
+    process: subprocess.Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.address}:{ENGINE_PORT}"
+
+    def state(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.url}/sim/state", timeout=5) as answer:
+            return dict(json.load(answer))
+
+    def is_up(self) -> bool:
+        try:
+            self.state()
+        except OSError:
+            return False
+        return True
+
+
+@dataclass
+class World:
+    """What a test needs to make engines, pods, servers and routes."""
+
+    plane: ControlPlane
+    namespace: str
+    logs: Path
+    next_address: Iterator[int]
+    engines: list[Engine] = field(default_factory=list)
+
+    def engine(self, app: str, *flags: str, model: str = "sim", pace: float = 200) -> Engine:
+        address = f"127.7.{os.getpid() % 250}.{next(self.next_address)}"
+        argv = [sys.executable, "-m", "matrixinfer.enginesim", "serve", "sim-model", "--served-model-name", model]
+        argv += ["--host", address, "--port", str(ENGINE_PORT), "--sim-decode-tokens-per-second", str(pace), *flags]
+        with (self.logs / f"{address}.log").open("wb") as log:
+            process = subprocess.Popen(argv, stdout=log, stderr=log)
+        engine = Engine(address, f"{app}-{address.rpartition('.')[2]}", process)
+        self.engines.append(engine)
+        wait_for(f"the engine at {address}", engine.is_up, 30)
+        self.pod(engine, app)
+        return engine
+
+    def pod(self, engine: Engine, app: str) -> None:
+        pods = f"/api/v1/namespaces/{self.namespace}/pods"
+        self.plane.api.create(
+            pods,
+            {
+                "metadata": {"name": engine.pod, "labels": {"app": app}},
+                # No scheduler takes it: nothing but this test says what becomes of the pod.
+                "spec": {"schedulerName": "nobody", "containers": [{"name": "engine", "image": "none"}]},
+            },
+        )
+        self.set_ready(engine, ready=True)
+
+    def set_ready(self, engine: Engine, *, ready: bool) -> None:
+        status = "True" if ready else "False"
+        self.plane.run_kubectl(
+            "patch",
+            "pod",
+            engine.pod,
+            "-n",
+            self.namespace,
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            json.dumps(
+                {
+                    "status": {
+                        "phase": "Running",
+                        "podIP": engine.address,
+                        "podIPs": [{"ip": engine.address}],
+                        "conditions": [{"type": "Ready", "status": status}],
+                    }
+                }
+            ),
+        )
+
+    def server(self, name: str, app: str, **spec: Any) -> None:
+        self.plane.apply(
+            [
+                {
+                    "apiVersion": "networking.matrixinfer.ai/v1alpha1",
+                    "kind": "ModelServer",
+                    "metadata": {"name": name, "namespace": self.namespace},
+                    "spec": {
+                        "inferenceEngine": "vLLM",
+                        "workloadSelector": {"matchLabels": {"app": app}},
+                        "workloadPort": {"port": ENGINE_PORT},
+                        **spec,
+                    },
+                }
+            ]
+        )
+
+    def route(self, name: str, *rules: dict[str, Any], **spec: Any) -> None:
+        self.plane.apply(
+            [
+                {
+                    "apiVersion": "networking.matrixinfer.ai/v1alpha1",
+                    "kind": "ModelRoute",
+                    "metadata": {"name": name, "namespace": self.namespace},
+                    "spec": {"rules": list(rules), **spec},
+                }
+            ]
+        )
+
+    def condition(self, plural: str, name: str, type_: str) -> dict[str, Any]:
+        status = self.plane.api.get(f"{NETWORKING}/{self.namespace}/{plural}/{name}").get("status", {})
+        return next((c for c in status.get("conditions", []) if c["type"] == type_), {})
+
+
+@pytest.fixture
+def world(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[World]:
+    made = World(control_plane, namespace, tmp_path, iter(range(2, 250)))
+    yield made
+    for engine in made.engines:
+        engine.process.kill()
+        engine.process.wait()
+
+
+@dataclass
+class Gateway:
+    """The running gateway."""
+
+    service: ServiceProcess
+    url: str
+
+    @property
+    def openai(self) -> OpenAI:
+        return OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    @property
+    def patient_openai(self) -> AsyncOpenAI:
+        return AsyncOpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def debug(self, page: str) -> Any:
+        with urllib.request.urlopen(f"{self.service.admin_url}/debug/{page}", timeout=5) as answer:
+            return json.load(answer)
+
+    def metric(self, sample: str) -> float:
+        with urllib.request.urlopen(f"{self.service.admin_url}/metrics", timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(sample))
+
+    def models(self) -> set[str]:
+        return {model.id for model in self.openai.models.list()}
+
+    def endpoints(self, server: str) -> set[str]:
+        servers = self.debug("snapshot")["servers"]
+        return {e[3] for s in servers if s[1] == server for e in s[4] if e[5] == "ready"}
+
+    def requests(self) -> list[dict[str, Any]]:
+        lines = self.service.log.read_text().splitlines()
+        records = [json.loads(line) for line in lines if line.startswith("{")]
+        return [record for record in records if record["event"] == "request"]
+
+
+GatewayStarter = Callable[..., Gateway]
+
+
+@pytest.fixture
+def gateway(service_process: Callable[..., ServiceProcess], namespace: str) -> GatewayStarter:
+    def start(**env: str) -> Gateway:
+        (port,) = free_ports(1)
+        settings = {
+            "MATRIXINFER_GATEWAY_HOST": "127.0.0.1",
+            "MATRIXINFER_GATEWAY_PORT": str(port),
+            "MATRIXINFER_GATEWAY_WORKERS": "2",
+            "MATRIXINFER_GATEWAY_SETTLE_SECONDS": "0.2",
+            # Names are global: what a test before left behind, in a namespace that is going away, owns them still.
+            "MATRIXINFER_GATEWAY_WATCH_NAMESPACE": namespace,
+            **{f"MATRIXINFER_GATEWAY_{name.upper()}": value for name, value in env.items()},
+        }
+        return Gateway(service_process("gateway", settings), f"http://127.0.0.1:{port}")
+
+    return start
+
+
+def target(name: str, weight: int = 100) -> dict[str, Any]:
+    return {"modelServerName": name, "weight": weight}
+
+
+def simple(world: World, count: int = 1, *, pace: float = 200, **server: Any) -> list[Engine]:
+    """One model `m` with `count` engines behind it."""
+    engines = [world.engine("m", model="m", pace=pace) for _ in range(count)]
+    world.server("m", "m", **server)
+    world.route("m", {"targetModels": [target("m")]}, modelName="m")
+    return engines
+
+
+def chat(client: OpenAI, model: str = "m", **extra: Any) -> Any:
+    return client.chat.completions.create(model=model, messages=[{"role": "user", "content": "hello"}], **extra)
+
+
+async def ask_for_ever(gateway: Gateway, stop: asyncio.Event, **extra: Any) -> list[str]:
+    """Stream answers one after the other; returns what went wrong."""
+    wrong = []
+    async with gateway.patient_openai as client:
+        while not stop.is_set():
+            try:
+                stream = await client.chat.completions.create(
+                    model="m", messages=[{"role": "user", "content": "hello"}], stream=True, **extra
+                )
+                reasons = [c.choices[0].finish_reason async for c in stream if c.choices]
+                if not reasons or reasons[-1] is None:
+                    wrong.append("cut stream")
+            # A client's error, of whatever kind, is what this counts.
+            except Exception as exc:  # noqa: BLE001
+                wrong.append(repr(exc))
+    return wrong
+
+
+@asynccontextmanager
+async def traffic(gateway: Gateway, clients: int = 8, **extra: Any) -> AsyncIterator[list[str]]:
+    """Traffic while the body runs; the list holds what went wrong, complete after the body."""
+    stop, wrong = asyncio.Event(), []
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(ask_for_ever(gateway, stop, **extra)) for _ in range(clients)]
+        try:
+            yield wrong
+        finally:
+            stop.set()
+    wrong += [what for task in running for what in task.result()]
+
+
+async def until(what: str, holds: Callable[[], bool], seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not await asyncio.to_thread(holds):
+            await asyncio.sleep(0.05)
+    assert what
+
+
+def test_the_official_client_chats_streams_completes_embeds_and_lists(world: World, gateway: GatewayStarter) -> None:
+    simple(world)
+    running = gateway()
+    wait_for("the model", lambda: running.models() == {"m"}, 10)
+    client = running.openai
+    answer = chat(client)
+    assert answer.choices[0].message.content
+    chunks = list(chat(client, stream=True, stream_options={"include_usage": True}))
+    assert chunks[-1].usage.completion_tokens > 0
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == answer.choices[0].message.content
+    assert client.completions.create(model="m", prompt=["one", "two"]).choices[1].text
+    assert len(client.embeddings.create(model="m", input=["a", "b"]).data) == 2
+    assert client.models.retrieve("m").owned_by == "matrixinfer"
+    with pytest.raises(NotFoundError) as missing:
+        chat(client, model="nobody")
+    assert missing.value.code == "model_not_found"
+    wait_for("the counts", lambda: running.metric('matrixinfer_gateway_requests_total{code="200",model="m"}') >= 4, 5)
+    records = [r for r in running.requests() if r.get("model") == "m"]
+    assert records
+    assert records[0]["pod"] == world.engines[0].pod
+    assert records[0]["decision"]["candidates"] == 1
+
+
+def test_status_says_what_is_true(world: World, gateway: GatewayStarter) -> None:
+    simple(world, 2)
+    world.route("younger", {"targetModels": [target("absent")]}, modelName="m", loraAdapters=["only-mine"])
+    gateway()
+    wait_for("Accepted", lambda: world.condition("modelroutes", "m", "Accepted").get("status") == "True", 20)
+    assert world.condition("modelroutes", "m", "Conflicted")["status"] == "False"
+    wait_for("younger", lambda: world.condition("modelroutes", "younger", "Conflicted").get("status") == "True", 10)
+    assert "absent" in world.condition("modelroutes", "younger", "ResolvedRefs")["message"]
+    server = world.plane.api.get(f"{NETWORKING}/{world.namespace}/modelservers/m")["status"]
+    assert (server["readyEndpoints"], server["totalEndpoints"], server["endpoints"]) == (2, 2, "2/2")
+    world.set_ready(world.engines[0], ready=False)
+    wait_for(
+        "the count",
+        lambda: world.plane.api.get(f"{NETWORKING}/{world.namespace}/modelservers/m")["status"]["endpoints"] == "1/2",
+        10,
+    )
+
+
+def test_headers_adapters_and_model_names_route_as_written(world: World, gateway: GatewayStarter) -> None:
+    gold, everyone = world.engine("gold", model="real-gold"), world.engine("everyone", model="real")
+    world.server("gold", "gold", model="real-gold")
+    world.server("everyone", "everyone", model="real")
+    rules = (
+        {"name": "gold", "modelMatch": {"headers": {"X-Plan": {"exact": "gold"}}}, "targetModels": [target("gold")]},
+        {"name": "everyone", "targetModels": [target("everyone")]},
+    )
+    world.route("m", *rules, modelName="public/Name", loraAdapters=["an-adapter"])
+    running = gateway()
+    wait_for("the models", lambda: running.models() == {"public/Name", "an-adapter"}, 10)
+    client = running.openai
+    assert chat(client, "public/Name", extra_headers={"x-plan": "gold"}).model == "real-gold"
+    assert chat(client, "public/Name").model == "real"
+    # An adapter's name is the engine's to know: it arrives unchanged, and the engine's own 404 comes back.
+    with pytest.raises(NotFoundError, match="an-adapter"):
+        chat(client, "an-adapter")
+    adapter = next(model for model in client.models.list() if model.id == "an-adapter")
+    assert (adapter.model_extra or {})["parent"] == "public/Name"
+    assert {gold.state()["completed"] > 0, everyone.state()["completed"] > 0} == {True}
+
+
+async def test_a_change_of_endpoints_takes_effect_and_fails_no_request(world: World, gateway: GatewayStarter) -> None:
+    first, second = simple(world, 2)
+    running = gateway()
+    await until("both", lambda: len(running.endpoints("m")) == 2)
+    async with traffic(running) as wrong:
+        await until("traffic", lambda: running.metric("matrixinfer_gateway_requests_total") > 20)
+        third = await asyncio.to_thread(world.engine, "m", model="m")
+        began = time.monotonic()
+        await until("the third", lambda: third.address in running.endpoints("m"))
+        took = time.monotonic() - began
+        await until("its work", lambda: third.state()["completed"] > 0)
+        await asyncio.to_thread(
+            world.plane.run_kubectl,
+            *("annotate", "pod", first.pod, "-n", world.namespace),
+            "modelinfer.matrixinfer.ai/draining-since=2026-01-01T00:00:00Z",
+        )
+        await until("the first drained", lambda: running.endpoints("m") == {second.address, third.address})
+        await until("the first idle", lambda: first.state()["running"] == 0)
+        first.process.terminate()
+    assert wrong == []
+    assert took < 2
+
+
+async def test_a_killed_pod_costs_at_most_its_own_streams(world: World, gateway: GatewayStarter) -> None:
+    first, _ = simple(world, 2, pace=400)
+    running = gateway()
+    await until("both", lambda: len(running.endpoints("m")) == 2)
+    async with traffic(running, clients=8) as wrong:
+        await until("traffic", lambda: running.metric("matrixinfer_gateway_requests_total") > 10)
+        in_flight = running.metric('matrixinfer_gateway_in_flight_requests{model="m"}')
+        first.process.kill()
+        before = running.metric("matrixinfer_gateway_requests_total")
+        # The pod is still Ready as far as anybody knows: connecting fails, and another endpoint answers.
+        await until("more traffic", lambda: running.metric("matrixinfer_gateway_requests_total") > before + 20)
+        await asyncio.to_thread(world.set_ready, first, ready=False)
+        await until("it is out", lambda: len(running.endpoints("m")) == 1)
+    assert len(wrong) <= max(8, in_flight)
+    assert running.metric('matrixinfer_gateway_upstream_retries_total{model="m"') > 0
+    statuses = {r["status"] for r in running.requests() if r.get("model") == "m"}
+    assert statuses == {200}
+
+
+async def test_a_pod_that_is_deleted_ends_what_waits_for_it(world: World, gateway: GatewayStarter) -> None:
+    """A pod that vanished with its node answers nothing, not even a reset: its object's end is the only sign."""
+    silent, _ = simple(world, 2)
+    running = gateway()
+    await until("both", lambda: len(running.endpoints("m")) == 2)
+    silent.process.send_signal(signal.SIGSTOP)
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(asyncio.to_thread(chat, running.openai)) for _ in range(4)]
+        await until("two wait", lambda: running.metric('matrixinfer_gateway_in_flight_requests{model="m"}') >= 1)
+        await asyncio.sleep(1.5)
+        await asyncio.to_thread(
+            world.plane.run_kubectl,
+            *("delete", "pod", silent.pod, "-n", world.namespace, "--grace-period=0", "--force"),
+        )
+    assert all(task.result().choices for task in asking)
+    assert running.metric('matrixinfer_gateway_upstream_retries_total{model="m",reason="endpoint_gone"}') > 0
+
+
+async def test_a_client_that_leaves_ends_the_engines_work(world: World, gateway: GatewayStarter) -> None:
+    (engine,) = simple(world, pace=5)
+    running = gateway()
+    await until("ready", lambda: len(running.endpoints("m")) == 1)
+    async with running.patient_openai as client:
+        stream = await client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "hello"}], stream=True
+        )
+        async for _ in stream:
+            break
+        assert engine.state()["running"] == 1
+        await stream.close()
+    began = time.monotonic()
+    await until("aborted", lambda: engine.state()["running"] == 0, 5)
+    assert time.monotonic() - began < 1
+    await until("the line", lambda: any(r["outcome"] == "client_gone" for r in running.requests()))
+
+
+async def test_a_drain_finishes_streams_and_ends_with_code_0(world: World, gateway: GatewayStarter) -> None:
+    simple(world, pace=20)
+    running = gateway(settle_seconds="1")
+    await until("ready", lambda: len(running.endpoints("m")) == 1)
+    async with running.patient_openai as client, running.patient_openai as late:
+        stream = await client.chat.completions.create(
+            model="m", messages=[{"role": "user", "content": "hello"}], stream=True
+        )
+        chunks = [await anext(stream) for _ in range(3)]
+        running.service.terminate()
+        await until("readiness is red", lambda: not running.service.is_ready(), 2)
+        # Load balancers have not heard yet: a new request is still served.
+        served = await late.completions.create(model="m", prompt="x", max_tokens=1)
+        assert served.choices
+        chunks += [chunk async for chunk in stream]
+    assert chunks[-1].choices[0].finish_reason is not None
+    assert await asyncio.to_thread(running.service.wait_gone, 10)
+    assert '"event":"service_stopped"' in running.service.log.read_text()
+    assert '"code":0' in running.service.log.read_text().splitlines()[-1]
+
+
+async def test_a_killed_worker_is_replaced_and_the_other_goes_on(world: World, gateway: GatewayStarter) -> None:
+    simple(world, 2)
+    running = gateway()
+    await until("ready", lambda: len(running.endpoints("m")) == 2)
+    victim, survivor = (worker["pid"] for worker in running.debug("workers"))
+    async with traffic(running, clients=12) as wrong:
+        await until("traffic", lambda: running.metric("matrixinfer_gateway_requests_total") > 20)
+        before = running.metric("matrixinfer_gateway_requests_total")
+        os.kill(victim, signal.SIGKILL)
+        await until("a successor", lambda: {w["pid"] for w in running.debug("workers") if w["serving"]} > {survivor})
+        await until("traffic again", lambda: running.metric("matrixinfer_gateway_requests_total") > before + 40)
+    # Twelve clients, one request each at a time: a dead worker can have had no more than those.
+    assert len(wrong) <= 12
+    assert running.metric("matrixinfer_gateway_worker_restarts_total") == 1
+    await until("no request is counted any more", lambda: running.metric("matrixinfer_gateway_in_flight_requests") == 0)
+
+
+async def test_routing_goes_on_without_the_api_server(world: World, gateway: GatewayStarter) -> None:
+    simple(world, 2)
+    running = gateway()
+    await until("ready", lambda: len(running.endpoints("m")) == 2)
+    async with traffic(running, clients=4) as wrong:
+        await asyncio.to_thread(world.plane.restart, "kube-apiserver", hard=True)
+    assert wrong == []
+    assert running.service.is_ready()
+    third = await asyncio.to_thread(world.engine, "m", model="m")
+    await until("it watches again", lambda: third.address in running.endpoints("m"), 30)
+
+
+def test_a_model_without_endpoints_is_503_with_retry_after(world: World, gateway: GatewayStarter) -> None:
+    world.server("m", "nothing-has-this-label")
+    world.route("m", {"targetModels": [target("m")]}, modelName="m")
+    running = gateway()
+    wait_for("the model", lambda: running.models() == {"m"}, 10)
+    with pytest.raises(APIStatusError) as refused:
+        chat(running.openai)
+    assert refused.value.status_code == 503
+    assert int(refused.value.response.headers["retry-after"]) > 0
+    assert refused.value.response.headers["x-request-id"]
