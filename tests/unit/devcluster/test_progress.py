@@ -1,5 +1,6 @@
 """What the user reads while waiting."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -46,7 +47,16 @@ def test_a_program_that_fails_is_an_error_with_its_last_words(said: list[str], t
         Progress(said.append).run([sys.executable, "-S", "-c", script], tmp_path)
 
 
-def test_a_silent_program_is_spoken_for(said: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_silent_program_is_spoken_for(tmp_path: Path, said: list[str], monkeypatch: pytest.MonkeyPatch):
+    """The program ends only after its silence was noticed."""
     monkeypatch.setattr(module, "_SILENCE_SECONDS", 0.0)
-    Progress(said.append).run(["sh", "-c", "read -t 0.05 x < /dev/zero; true"], tmp_path)
-    assert any("still at it" in line for line in said)
+    heard = tmp_path / "heard"
+    os.mkfifo(heard)
+
+    def listen(line: str) -> None:
+        said.append(line)
+        if len(said) == 1:
+            heard.write_text("go\n")
+
+    Progress(listen).run(["sh", "-c", "read answer < heard"], tmp_path)
+    assert "still at it" in said[0]

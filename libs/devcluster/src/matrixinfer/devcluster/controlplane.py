@@ -150,9 +150,13 @@ class ControlPlane:
     def run_kubectl(self, *arguments: str | Path, stdin: str = "", seconds: float = 60) -> str:
         """Run kubectl as administrator and return what it printed; its complaint becomes the error."""
         argv = [str(self.kubectl), f"--kubeconfig={self.kubeconfig}", *map(str, arguments)]
-        done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=seconds, check=False)
+        what = f"kubectl {' '.join(map(str, arguments))}"
+        try:
+            done = subprocess.run(argv, input=stdin, capture_output=True, text=True, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired as late:
+            raise ClusterError(f"{what}: not done within {seconds:.0f} s") from late
         if done.returncode != 0:
-            raise ClusterError(f"kubectl {' '.join(map(str, arguments))}: {done.stderr.strip()}")
+            raise ClusterError(f"{what}: {done.stderr.strip()}")
         return done.stdout
 
     def apply(self, source: Path | Sequence[Answer]) -> str:

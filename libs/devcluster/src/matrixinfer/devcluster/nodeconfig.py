@@ -189,6 +189,8 @@ def kubelet(paths: NodePaths) -> dict[str, Any]:
         "kubeAPIBurst": 200,
         "serializeImagePulls": False,
         "shutdownGracePeriod": "0s",
+        # Nobody wants to wait five minutes for a demo that crashed a few times while its parts came up.
+        "crashLoopBackOff": {"maxContainerRestartPeriod": "5s"},
     }
 
 
