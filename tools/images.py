@@ -35,7 +35,7 @@ IMAGES = {
     "engine-sim": "deploy/engines/sim/Dockerfile",
     "engine-llamacpp": "deploy/engines/llamacpp/Dockerfile",
 }
-EXTRA = ("boto3", "huggingface_hub", "xllamacpp")
+EXTRA = ("boto3", "google-re2", "huggingface_hub", "xllamacpp")
 
 
 def say(text: str) -> None:
