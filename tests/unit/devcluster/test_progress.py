@@ -36,9 +36,9 @@ def test_a_wait_ends_with_the_last_reason(said: list[str]):
 
 
 def test_a_programs_report_is_passed_on_and_its_result_returned(said: list[str], tmp_path: Path):
-    script = "import sys; print('one\\ntwo'); print('working', file=sys.stderr)"
+    script = "import sys; print('one\\ntwo'); print('working\\n\\nhard', file=sys.stderr)"
     assert Progress(said.append).run([sys.executable, "-S", "-c", script], tmp_path) == ["one", "two"]
-    assert [line.partition("]")[2].strip() for line in said] == ["working"]
+    assert [line.partition("]")[2].strip() for line in said] == ["working", "hard"]
 
 
 def test_a_program_that_fails_is_an_error_with_its_last_words(said: list[str], tmp_path: Path):

@@ -66,13 +66,13 @@ class Progress:
 
     def _narrate(self, process: "subprocess.Popen[bytes]", next_line: Callable[[], str]) -> str:
         last, said_at = "nothing", time.monotonic()
-        ended = False
         while True:
             # Asked before reading: what was written before the end is read after it.
             ended = process.poll() is not None
-            while line := next_line().rstrip():
-                last, said_at = line, time.monotonic()
-                self.say(f"  {line}")
+            while raw := next_line():
+                if line := raw.rstrip():
+                    last, said_at = line, time.monotonic()
+                    self.say(f"  {line}")
             if ended:
                 return last
             if time.monotonic() - said_at > _SILENCE_SECONDS:
