@@ -11,21 +11,9 @@ from matrixinfer.downloader.errors import EXIT_CODES, Cause
 def test_the_arguments_that_a_pod_carries() -> None:
     given = parse_arguments(
         [
-            "fetch",
-            "--source",
-            "s3://b/p",
-            "--output",
-            "/models/m",
-            "--include",
-            "*.gguf",
-            "--include",
-            "*.json",
-            "--exclude",
-            "x",
-            "--model-version",
-            "v",
-            "--namespace",
-            "ns",
+            *("fetch", "--source", "s3://b/p", "--output", "/models/m"),
+            *("--include", "*.gguf", "--include", "*.json", "--exclude", "x"),
+            *("--model-version", "v", "--namespace", "ns"),
         ]
     )
     assert (given.source, given.output) == ("s3://b/p", Path("/models/m"))

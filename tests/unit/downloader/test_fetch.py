@@ -66,7 +66,7 @@ def tools() -> Tools:
 
 
 def request(output: Path, **changes: object) -> Request:
-    return Request(source="s3://bucket/model", output=output, **changes)  # type: ignore[arg-type]
+    return Request(source="s3://bucket/model", output=output, **changes)
 
 
 async def fetched(output: Path, source: MemorySource, limits: Limits = LIMITS, **changes: object) -> Ready:

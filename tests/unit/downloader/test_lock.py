@@ -26,7 +26,7 @@ class Clock:
         await asyncio.sleep(0)
 
 
-def lock(path: Path, clock: Clock, *, pod: str = "me", wait_seconds: float = 10):  # type: ignore[no-untyped-def]
+def lock(path: Path, clock: Clock, *, pod: str = "me", wait_seconds: float = 10):
     return held(
         path,
         pod=pod,
@@ -97,7 +97,7 @@ async def test_being_told_to_stop_ends_the_waiting(tmp_path: Path) -> None:
 
     clock = Clock()
     async with lock(tmp_path / "lock", clock):
-        clock.pause = told_to_stop  # type: ignore[method-assign]
+        clock.pause = told_to_stop
         with pytest.raises(DownloadError) as caught:
             async with lock(tmp_path / "lock", clock):
                 pass

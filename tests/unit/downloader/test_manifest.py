@@ -38,7 +38,7 @@ def ready(**changes: object) -> Ready:
         "files": FILES,
         "published_at": "2026-11-24T00:00:00+00:00",
     }
-    return Ready(**{**values, **changes})  # type: ignore[arg-type]
+    return Ready(**{**values, **changes})
 
 
 def test_the_digest_is_for_ever() -> None:
