@@ -6,6 +6,8 @@ runtime. Image builds see only wheels, so no host name, proxy or certificate eve
 """
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import os
 import platform
@@ -13,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tools.container_engine import ContainerEngine, NoContainerEngineError, open_engine
@@ -155,18 +157,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown:
         parser.error(f"no such image: {', '.join(unknown)}; there are {', '.join(IMAGES)}")
     try:
-        fetch_wheels()
-        if options.action == "wheels":
-            return 0
-        with open_engine(CACHE / "docker") as engine:
-            build(engine, names, options.base, options.tag)
-            if options.action == "save":
-                for archive in save(engine, names, options.tag, options.to):
-                    print(archive)
+        with _alone():
+            fetch_wheels()
+            if options.action == "wheels":
+                return 0
+            with open_engine(CACHE / "docker") as engine:
+                build(engine, names, options.base, options.tag)
+                if options.action == "save":
+                    for archive in save(engine, names, options.tag, options.to):
+                        print(archive)
     except NoContainerEngineError as exc:
         say(f"cannot build images: {exc}")
         return 1
     return 0
+
+
+@contextlib.contextmanager
+def _alone() -> Iterator[None]:
+    """Wait for other builds of this tree: they share dist/wheels and the private engine's layers."""
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "images.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 if __name__ == "__main__":
