@@ -90,12 +90,14 @@ def _carried_out(seen: Seen, model: Model, wanted: Desired, now: datetime) -> Pl
         for wave in _WAVES
     ]
     waves.append(_scale_steps(seen, model))
-    waves.append([*_unwanted(seen, wanted), *_expendable(seen, model, wanted)])
+    spare = _expendable(seen, model, wanted)
+    waves.append([*_unwanted(seen, wanted), *spare])
     views = backend_views(seen, model, wanted)
     active = _active_versions(seen, views)
-    complete = not any(isinstance(step, Apply | Create | Delete) for wave in waves[:3] for step in wave)
+    complete = all((child.resource, child.name) in seen.children for child in wanted.children)
     status = _write_model(seen, model, views, active, None, complete=complete, now=now)
-    versions = _write_versions(seen, views, active, now)
+    going = {step.key.name for step in spare}
+    versions = [write for write in _write_versions(seen, views, active, now) if write.key.name not in going]
     full = [wave for wave in waves if wave]
     return Plan(
         why=_why(full),
@@ -159,7 +161,7 @@ def _unwanted(seen: Seen, wanted: Desired) -> Iterable[Step]:
     ]
 
 
-def _expendable(seen: Seen, model: Model, wanted: Desired) -> Iterable[Step]:
+def _expendable(seen: Seen, model: Model, wanted: Desired) -> list[Delete]:
     in_use = {served.name for served in wanted.served}
     backends = {backend.name for backend in model.spec.backends}
     found = expendable(seen.versions.values(), in_use, model.spec.version_history_limit, backends)

@@ -56,12 +56,18 @@ class BackendView:
     name: str
     infer_name: str
     exists: bool
-    is_taken_up: bool
-    """The infer-controller acts on what we want now."""
+    is_current: bool
+    """It holds what we want now."""
+    generation: int
     status: ModelInferStatus
     served: Served | None
     version: ModelVersion | None
     ignored: tuple[str, ...] = ()
+
+    @property
+    def is_taken_up(self) -> bool:
+        """True when the infer-controller acts on what we want now."""
+        return self.exists and self.is_current and self.status.observed_generation >= self.generation
 
     @property
     def is_available(self) -> bool:
@@ -88,8 +94,10 @@ class BackendView:
         """What it waits for; empty when it waits for nothing."""
         if not self.exists:
             return f"ModelInfer {self.infer_name} is being made"
-        if not self.is_taken_up:
+        if not self.is_current:
             return f"ModelInfer {self.infer_name} is being updated"
+        if not self.is_taken_up:
+            return f"the infer-controller has not taken up ModelInfer {self.infer_name} yet"
         if self.is_ready and self.is_rolled_out:
             return ""
         if self.is_ready:
@@ -123,13 +131,13 @@ def backend_views(seen: Seen, model: Model, wanted: Desired | None) -> tuple[Bac
         live = seen.children.get((INFERS, name))
         status = _infer_status(live)
         served = wanted.served[index] if wanted is not None else None
-        is_current = name not in infers or not has_drifted(live, infers[name].manifest)
         views.append(
             BackendView(
                 name=backend.name,
                 infer_name=name,
                 exists=live is not None,
-                is_taken_up=live is not None and is_current and status.observed_generation >= _generation(live),
+                is_current=name not in infers or not has_drifted(live, infers[name].manifest),
+                generation=_generation(live),
                 status=status,
                 served=served,
                 version=seen.versions.get(served.name) if served is not None else None,
@@ -288,6 +296,6 @@ def _conditions(manifest: Manifest) -> list[Condition]:
     return found
 
 
-def _generation(manifest: Manifest) -> int:
-    metadata: Any = manifest["metadata"]
+def _generation(manifest: Manifest | None) -> int:
+    metadata: Any = (manifest or {}).get("metadata") or {}
     return int(metadata.get("generation", 0))

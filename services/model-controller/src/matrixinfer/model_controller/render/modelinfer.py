@@ -203,7 +203,7 @@ class _Part:
                 "periodSeconds": _PROBE_SECONDS,
                 "failureThreshold": -(-self.engine.startup_seconds // _PROBE_SECONDS),
             },
-            "readinessProbe": {**probe, "periodSeconds": 5, "failureThreshold": 3},
+            "readinessProbe": {**probe, "periodSeconds": _PROBE_SECONDS, "failureThreshold": 3},
             "livenessProbe": {**probe, "periodSeconds": 10, "failureThreshold": 6},
             "lifecycle": {"preStop": {"sleep": {"seconds": _SETTLE_SECONDS}}},
         }
