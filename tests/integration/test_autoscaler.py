@@ -83,7 +83,7 @@ class World:
         )
         condition = {
             "type": "Ready",
-            "status": "True" if ready else "False",
+            "status": "True",
             "lastTransitionTime": "2026-01-01T00:00:00Z",
         }
         status = {"phase": "Running", "podIP": address, "podIPs": [{"ip": address}], "conditions": [condition]}
