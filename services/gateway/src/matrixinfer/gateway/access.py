@@ -1,7 +1,7 @@
 """One line per request on stdout: who asked what, which pod answered, why that one, and where the time went.
 
-Prompts, tokens and credentials never get here. Lines are gathered for a moment and written by a thread, because a slow reader
-of stdout must not stop the streams; what does not fit into the backlog is dropped and counted.
+Prompts, tokens and credentials never get here. Lines are gathered for a moment and written by a thread, because a
+slow reader of stdout must not stop the streams; what does not fit into the backlog is dropped and counted.
 """
 
 import asyncio

@@ -1,7 +1,7 @@
 """The supervisor, put together: watch, publish, keep workers, write status, drain.
 
-The only place that knows all concrete classes. Traffic outlives everything else here: a lost API server, a lost lease or a
-failing status writer never touches a worker.
+The only place that knows all concrete classes. Traffic outlives everything else here: a lost API server, a lost lease
+or a failing status writer never touches a worker.
 """
 
 import asyncio

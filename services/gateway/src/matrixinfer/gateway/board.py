@@ -1,7 +1,8 @@
 """Numbers that all workers share: requests and prompt bytes in flight per pod, in memory mapped by every process.
 
 One writer per cell: worker w writes only row w, everybody reads all rows, so no lock is needed. Cells are 8 bytes and
-aligned, so a reader sees the old or the new value, never half of one. The supervisor clears the row of a worker that died.
+aligned, so a reader sees the old or the new value, never half of one. The supervisor clears the row of a worker that
+died.
 """
 
 import mmap

@@ -1,6 +1,7 @@
 """Refusals of the gateway itself, in the form that OpenAI clients show to people.
 
-An engine's own answers are never touched. Every sentence tells the caller what to do; nothing names an internal address.
+An engine's own answers are never touched. Every sentence tells the caller what to do; nothing names an internal
+address.
 """
 
 import msgspec

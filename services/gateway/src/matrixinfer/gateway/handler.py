@@ -16,7 +16,7 @@ from matrixinfer.gateway import errors
 from matrixinfer.gateway.access import AccessLog, AccessRecord, DecisionRecord
 from matrixinfer.gateway.board import LoadBoard, LoadRow, gather
 from matrixinfer.gateway.core.match import Ask
-from matrixinfer.gateway.core.peek import BodyRefused, Peek, peek
+from matrixinfer.gateway.core.peek import BodyError, Peek, peek
 from matrixinfer.gateway.core.retry import Failure, RetryPolicy, may_retry, status_is_transient
 from matrixinfer.gateway.core.schedule.framework import Decision, Profile, Refused, View, decide
 from matrixinfer.gateway.core.schedule.profiles import LEAST_LOADED
@@ -29,7 +29,7 @@ from matrixinfer.gateway.errors import GatewayError
 from matrixinfer.gateway.models import model_page, models_page
 from matrixinfer.gateway.stats import UNKNOWN_MODEL, Stats
 from matrixinfer.gateway.wire.message import Exchange, Headers, Request, end_to_end, request_head
-from matrixinfer.gateway.wire.pool import ConnectFailed, Peer, UpstreamPool
+from matrixinfer.gateway.wire.pool import ConnectError, Peer, UpstreamPool
 from matrixinfer.gateway.wire.relay import Deadlines, Held, Outcome, Relay
 from matrixinfer.service.logging import get_logger
 
@@ -342,7 +342,7 @@ class Handler:
         if connection is None:
             try:
                 connection = await self._pool.connect(peer)
-            except ConnectFailed as exc:
+            except ConnectError as exc:
                 return Outcome(Failure.CONNECT, None, str(exc), untouched=True)
             finally:
                 trace.connect_seconds = clock() - before
@@ -402,9 +402,9 @@ class Handler:
             trace.outcome = "engine_error"
             _pass_on(exchange, outcome.held)
             return
-        assert outcome.failure is not None
-        error = errors.upstream_failed(outcome.failure)
-        trace.outcome = outcome.failure.value
+        failure = outcome.failure or Failure.RESET
+        error = errors.upstream_failed(failure)
+        trace.outcome = failure.value
         if not exchange.begun:
             raise error
         if trace.stream:
@@ -486,7 +486,7 @@ def _peek(request: Request) -> Peek:
         raise errors.unsupported_media(media.decode(errors="replace"))
     try:
         return peek(request.body)
-    except BodyRefused as exc:
+    except BodyError as exc:
         raise errors.bad_body(str(exc), exc.param) from exc
 
 

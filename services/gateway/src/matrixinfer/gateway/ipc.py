@@ -53,7 +53,7 @@ class Publish(msgspec.Struct, frozen=True, tag="publish"):
 
 
 class Drain(msgspec.Struct, frozen=True, tag="drain"):
-    """`closing`: ask clients to come back on another connection, but keep serving. `last`: accept no more and finish."""
+    """`closing`: clients shall come back on another connection, serving goes on. `last`: accept no more and finish."""
 
     step: Literal["closing", "last"]
 

@@ -1,7 +1,7 @@
 """The gateway's metrics: names, help texts, and the merge of what the workers counted.
 
-Workers report cumulative numbers once a second. When one dies, what it last reported stays counted, so counters never go
-back; its gauges are forgotten. The page is made from the reports at the moment of the scrape.
+Workers report cumulative numbers once a second. When one dies, what it last reported stays counted, so counters never
+go back; its gauges are forgotten. The page is made from the reports at the moment of the scrape.
 """
 
 from collections import Counter as Sums

@@ -1,6 +1,7 @@
 """The status of routes and servers, written by the one replica that holds the lease.
 
-Two reconcilers in the form of the reconciliation library; the judgement is in `core.status`. Nothing here touches traffic.
+Two reconcilers in the form of the reconciliation library; the judgement is in `core.status`. Nothing here touches
+traffic.
 """
 
 from collections.abc import Iterable, Mapping

@@ -19,7 +19,8 @@ class GatewaySettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="MATRIXINFER_GATEWAY_")
 
-    host: str = Field("0.0.0.0", description="Address that clients reach.")
+    # A pod has no other address to listen on.
+    host: str = Field("0.0.0.0", description="Address that clients reach.")  # noqa: S104
     port: int = Field(8080, ge=0, le=65535, description="Port that clients reach; 0 takes any free one.")
     workers: int = Field(0, ge=0, le=64, description="Worker processes; 0 means one for each CPU.")
     watch_namespace: str = Field("", description="Route only what lies in this namespace; empty means all.")

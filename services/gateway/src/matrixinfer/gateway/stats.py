@@ -1,7 +1,7 @@
 """What a worker counts: plain numbers, cumulative since it started, handed to the supervisor once a second.
 
-Owns counting only; names, help texts and the page are in `metrics`. The trap: a label that a client can choose is a leak,
-so models are those of the routing table and everything else is `UNKNOWN`.
+Owns counting only; names, help texts and the page are in `metrics`. The trap: a label that a client can choose is a
+leak, so models are those of the routing table and everything else is `UNKNOWN`.
 """
 
 from bisect import bisect_left

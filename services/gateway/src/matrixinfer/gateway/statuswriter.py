@@ -1,7 +1,7 @@
 """The leader's work: status of routes and servers, beside the traffic and never in its way.
 
-A lost lease ends a controller process; here it only ends this term of office. The stores are those that routing uses: they
-run elsewhere and go on, so a new term needs no list.
+A lost lease ends a controller process; here it only ends this term of office. The stores are those that routing uses:
+they run elsewhere and go on, so a new term needs no list.
 """
 
 import asyncio

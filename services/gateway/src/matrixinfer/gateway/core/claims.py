@@ -1,7 +1,7 @@
 """Which route owns which model name: the oldest that claims it, for the whole cluster.
 
-Names are global, because a client sends nothing but a name. Ties of age are settled by namespace and name, so that every
-replica of the gateway agrees.
+Names are global, because a client sends nothing but a name. Ties of age are settled by namespace and name, so that
+every replica of the gateway agrees.
 """
 
 from collections.abc import Iterable, Mapping

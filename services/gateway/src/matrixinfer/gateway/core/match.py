@@ -13,13 +13,13 @@ import re2  # type: ignore[import-untyped]
 
 from matrixinfer.gateway.core.types import Match, StringMatch
 
-__all__ = ["Ask", "BadPattern", "Predicate", "predicate", "string_test"]
+__all__ = ["Ask", "PatternError", "Predicate", "predicate", "string_test"]
 
 _PATTERN_LIMIT = 1024
 _PATTERN_MEMORY_BYTES = 1 << 20
 
 
-class BadPattern(ValueError):
+class PatternError(ValueError):
     """A regular expression that RE2 refuses; the text says why."""
 
 
@@ -36,7 +36,7 @@ Predicate: TypeAlias = Callable[[Ask], bool]
 
 
 def string_test(match: StringMatch) -> Callable[[str], bool]:
-    """Compile one StringMatch. Raises BadPattern."""
+    """Compile one StringMatch. Raises PatternError."""
     if match.exact is not None:
         return match.exact.__eq__
     if match.prefix is not None:
@@ -48,7 +48,7 @@ def string_test(match: StringMatch) -> Callable[[str], bool]:
 
 
 def predicate(match: Match | None) -> Predicate:
-    """Compile the conditions of one rule, all of which must hold; none at all always holds. Raises BadPattern."""
+    """Compile the conditions of one rule, all of which must hold; none at all always holds. Raises PatternError."""
     if match is None:
         return _anything
     headers = tuple((name, string_test(test)) for name, test in match.headers)
@@ -67,7 +67,7 @@ def _anything(_value: object) -> bool:
 
 def _regex_test(pattern: str) -> Callable[[str], bool]:
     if len(pattern) > _PATTERN_LIMIT:
-        raise BadPattern(f"the pattern has {len(pattern)} characters, at most {_PATTERN_LIMIT} are allowed")
+        raise PatternError(f"the pattern has {len(pattern)} characters, at most {_PATTERN_LIMIT} are allowed")
     options = re2.Options()
     options.log_errors = False
     options.max_mem = _PATTERN_MEMORY_BYTES
@@ -75,5 +75,5 @@ def _regex_test(pattern: str) -> Callable[[str], bool]:
         search = re2.compile(pattern, options).search
     except re2.error as exc:
         reason = exc.args[0]
-        raise BadPattern(reason.decode() if isinstance(reason, bytes) else str(reason)) from exc
+        raise PatternError(reason.decode() if isinstance(reason, bytes) else str(reason)) from exc
     return lambda value: search(value) is not None

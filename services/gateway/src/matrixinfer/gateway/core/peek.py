@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import msgspec
 
-__all__ = ["BodyRefused", "Peek", "peek"]
+__all__ = ["BodyError", "Peek", "peek"]
 
 
-class BodyRefused(ValueError):
+class BodyError(ValueError):
     """The body cannot be routed; `param` names the member at fault, when there is one."""
 
     def __init__(self, message: str, param: str | None = None) -> None:
@@ -37,20 +37,20 @@ _decoder = msgspec.json.Decoder(_Members)
 
 
 def peek(body: bytes) -> Peek:
-    """Read the routing members of a JSON object. Raises BodyRefused with a sentence for the client."""
+    """Read the routing members of a JSON object. Raises BodyError with a sentence for the client."""
     if not body:
-        raise BodyRefused("The request has no body; send a JSON object with a 'model' member.")
+        raise BodyError("The request has no body; send a JSON object with a 'model' member.")
     try:
         members = _decoder.decode(body)
     except msgspec.ValidationError as exc:
         if "$.model" in str(exc):
-            raise BodyRefused("'model' must be a string.", "model") from exc
-        raise BodyRefused("The request body must be a JSON object.") from exc
+            raise BodyError("'model' must be a string.", "model") from exc
+        raise BodyError("The request body must be a JSON object.") from exc
     except RecursionError as exc:
-        raise BodyRefused("The request body is nested too deeply.") from exc
+        raise BodyError("The request body is nested too deeply.") from exc
     # UnicodeDecodeError and msgspec.DecodeError are ValueErrors; both mean that this is not JSON.
     except ValueError as exc:
-        raise BodyRefused(f"The request body is not valid JSON: {exc}") from exc
+        raise BodyError(f"The request body is not valid JSON: {exc}") from exc
     if not members.model or not members.model.strip():
-        raise BodyRefused("You must provide a 'model' parameter.", "model")
+        raise BodyError("You must provide a 'model' parameter.", "model")
     return Peek(members.model, bytes(members.stream) == b"true")

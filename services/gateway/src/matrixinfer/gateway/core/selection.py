@@ -1,7 +1,7 @@
 """Which pods belong to a ModelServer, and which of them take requests.
 
-A pod counts with its name, labels and readiness; what it reports of its load is no business of this module. The trap: an
-empty selector would take every pod of the namespace, so it takes none.
+A pod counts with its name, labels and readiness; what it reports of its load is no business of this module. The trap:
+an empty selector would take every pod of the namespace, so it takes none.
 """
 
 from collections.abc import Iterable, Mapping

@@ -1,8 +1,8 @@
 """From Kubernetes objects to the routing state of one revision. Pure; runs in the supervisor.
 
-Only servers that a route names are published. A pod keeps its slot whatever selects it. What cannot be right in an object
-(a missing server, a regular expression that RE2 refuses) makes a rule that never serves, and a condition that says so; it
-never keeps the rest from being published.
+Only servers that a route names are published. A pod keeps its slot whatever selects it. What cannot be right in an
+object (a missing server, a regular expression that RE2 refuses) makes a rule that never serves, and a condition that
+says so; it never keeps the rest from being published.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

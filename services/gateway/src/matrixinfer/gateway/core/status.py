@@ -10,7 +10,7 @@ from matrixinfer.api.conditions import Condition, set_condition
 from matrixinfer.api.v1alpha1.modelroute import ModelRoute, ModelRouteStatus
 from matrixinfer.api.v1alpha1.modelserver import ModelServer, ModelServerStatus
 from matrixinfer.gateway.core.claims import claimed_names, key_of_route
-from matrixinfer.gateway.core.match import BadPattern, string_test
+from matrixinfer.gateway.core.match import PatternError, string_test
 from matrixinfer.gateway.core.selection import endpoint_state
 from matrixinfer.gateway.core.snapshot import server_names, string_matches
 from matrixinfer.gateway.core.types import EndpointState
@@ -65,7 +65,7 @@ def _accepted(route: ModelRoute) -> Judgement:
         for field, test in string_matches(rule.model_match) if rule.model_match else ():
             try:
                 string_test(test)
-            except BadPattern as exc:
+            except PatternError as exc:
                 path = f"spec.rules[{index}].modelMatch.{field}.regex"
                 return (
                     "Accepted",

@@ -2,13 +2,20 @@
 
 from enum import StrEnum
 
+from matrixinfer.engines.catalog import ENGINES
+
 __all__ = ["Surface", "surface"]
 
 _PREFIX = b"/v1/"
 _MODELS = b"/v1/models"
 
-# Engines offer these beside inference. They change what a pod serves, so they are the controllers' to call, not a client's.
-_ENGINE_ADMIN = frozenset({b"/v1/load_lora_adapter", b"/v1/unload_lora_adapter"})
+# Engines offer these beside inference. They change what a pod serves: the controllers' to call, not a client's.
+_ENGINE_ADMIN = frozenset(
+    path.encode()
+    for engine in ENGINES.values()
+    if engine.lora
+    for path in (engine.lora.load_path, engine.lora.unload_path)
+)
 
 
 class Surface(StrEnum):
@@ -24,7 +31,7 @@ class Surface(StrEnum):
 
 
 def surface(path: bytes) -> Surface:
-    """Classify a path. Dot segments, empty segments and control bytes are malformed: peers disagree on their meaning."""
+    """Classify a path. Dot segments, empty segments and control bytes are malformed: peers disagree about them."""
     segments = path.removesuffix(b"/").split(b"/")[1:]
     if any(s in (b"", b".", b"..") for s in segments) or any(c < 0x20 or c in b"\\\x7f" for c in path):
         return Surface.MALFORMED if path.startswith(b"/") and path != b"/" else Surface.NOTHING

@@ -1,12 +1,13 @@
 """A snapshot made fast to ask: names to routes, rules to compiled predicates. Built once per revision in each worker.
 
-Owns nothing that changes. A rule whose regular expression cannot be compiled never matches (the route's status says so).
+Owns nothing that changes. A rule whose regular expression cannot be compiled never matches (the route's status says
+so).
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from matrixinfer.gateway.core.match import Ask, BadPattern, Predicate, predicate
+from matrixinfer.gateway.core.match import Ask, PatternError, Predicate, predicate
 from matrixinfer.gateway.core.types import EndpointState, Route, Rule, Server, Snapshot, Target
 
 __all__ = ["Listing", "Pool", "RouteEntry", "Table"]
@@ -85,7 +86,7 @@ def _entries(route: Route) -> list[tuple[str, RouteEntry]]:
 def _predicate(rule: Rule) -> Predicate:
     try:
         return predicate(rule.match)
-    except BadPattern:
+    except PatternError:
         return lambda _ask: False
 
 

@@ -1,8 +1,8 @@
 """The supervisor's view of the cluster: routes, servers and pods in memory, and the snapshots made of them.
 
-Owns which objects are watched and when a change becomes a new snapshot. The trap: a change storm (a rollout of hundreds of
-pods) must not become a snapshot per event, so changes are gathered for a moment; a lost API server changes nothing, the
-last snapshot stays.
+Owns which objects are watched and when a change becomes a new snapshot. The trap: a change storm (a rollout of
+hundreds of pods) must not become a snapshot per event, so changes are gathered for a moment; a lost API server
+changes nothing, the last snapshot stays.
 """
 
 import asyncio
@@ -59,7 +59,8 @@ class ClusterView:
         namespace = server.metadata.namespace
         labels = server.spec.workload_selector.match_labels
         buckets = [self.pods.by_index("label", _entry(namespace, key, value)) for key, value in labels.items()]
-        return selected(server, min(buckets, key=lambda bucket: len(bucket))) if buckets else []
+        rarest = min(buckets, key=len, default=())
+        return selected(server, rarest)
 
     def serving(self) -> list[tuple[ModelServer, Sequence[PodView]]]:
         """Return the servers that routes name, with their pods."""

@@ -1,7 +1,8 @@
 """Connections to engines, kept for the next request.
 
-Newest first, so that a burst's surplus ages and is closed. Owns no decision about which endpoint. The trap: engines close
-idle connections after a few seconds (uvicorn: 5), so ours expire sooner, by the engine's own word when it gives one.
+Newest first, so that a burst's surplus ages and is closed. Owns no decision about which endpoint. The trap: engines
+close idle connections after a few seconds (uvicorn: 5), so ours expire sooner, by the engine's own word when it gives
+one.
 """
 
 import asyncio
@@ -12,13 +13,13 @@ from dataclasses import dataclass
 from matrixinfer.gateway.core.types import Endpoint
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 
-__all__ = ["ConnectFailed", "Peer", "PoolLimits", "UpstreamPool"]
+__all__ = ["ConnectError", "Peer", "PoolLimits", "UpstreamPool"]
 
 # The engine's promise ends when it closes, not when we stop using: leave room for a request on its way.
 _PROMISE_MARGIN_SECONDS = 1.0
 
 
-class ConnectFailed(Exception):
+class ConnectError(Exception):
     """No connection to the endpoint could be made; the text says why."""
 
 
@@ -73,7 +74,7 @@ class UpstreamPool:
         return None
 
     async def connect(self, peer: Peer) -> UpstreamConnection:
-        """Open a connection. Raises ConnectFailed, at the latest after the connect deadline."""
+        """Open a connection. Raises ConnectError, at the latest after the connect deadline."""
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(self._limits.connect_seconds):
@@ -84,15 +85,15 @@ class UpstreamPool:
                     ssl=self._tls if peer.tls else None,
                 )
         except TimeoutError as exc:
-            raise ConnectFailed(f"no connection within {self._limits.connect_seconds:g} s") from exc
+            raise ConnectError(f"no connection within {self._limits.connect_seconds:g} s") from exc
         except OSError as exc:
-            raise ConnectFailed(exc.strerror or str(exc)) from exc
+            raise ConnectError(exc.strerror or str(exc)) from exc
         self._peers[connection] = peer
         self.opened += 1
         if not connection.is_open:
             # Closed between the handshake and here.
             self._peers.pop(connection, None)
-            raise ConnectFailed("the connection was closed at once")
+            raise ConnectError("the connection was closed at once")
         return connection
 
     def sweep(self, now: float, wanted: Iterable[Peer]) -> None:

@@ -1,9 +1,10 @@
 """One attempt: the engine's answer goes to the client as it comes, with back-pressure and deadlines.
 
-Owns the time between sending a request and the end of its answer. Nothing here awaits per piece: the parser's callbacks write
-straight to the client's transport, and one future tells the end. Answers that may be an endpoint's farewell are held back,
-so that another endpoint can be asked. The traps: an engine that was told to stop can leave a stream open without a
-word, so there is a deadline between pieces; and a client that reads slowly must not look like a silent engine.
+Owns the time between sending a request and the end of its answer. Nothing here awaits per piece: the parser's
+callbacks write straight to the client's transport, and one future tells the end. Answers that may be an endpoint's
+farewell are held back, so that another endpoint can be asked. The traps: an engine that was told to stop can leave a
+stream open without a word, so there is a deadline between pieces; and a client that reads slowly must not look like a
+silent engine.
 """
 
 import asyncio

@@ -1,9 +1,9 @@
 """The inlet: HTTP/1.1 from clients, parsed strictly by llhttp, one request of a connection at a time.
 
-Owns connections, framing, limits and deadlines towards clients; knows nothing of models. A request reaches the handler only
-when it is complete and within its limits. The traps: a half-understood request must never leave bytes behind for the next
-one (every refusal closes the connection), and a client that left must be noticed while its answer is being made, so
-reading goes on during an answer.
+Owns connections, framing, limits and deadlines towards clients; knows nothing of models. A request reaches the
+handler only when it is complete and within its limits. The traps: a half-understood request must never leave bytes
+behind for the next one (every refusal closes the connection), and a client that left must be noticed while its answer
+is being made, so reading goes on during an answer.
 """
 
 import asyncio
@@ -165,7 +165,7 @@ class _Connection(asyncio.Protocol):
         # The first head of a connection must come as fast as any other head.
         self._expect_within(self.inlet.limits.head_seconds)
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _exc: Exception | None) -> None:
         """Tell the exchange in progress, and give everything back."""
         if self._timer is not None:
             self._timer.cancel()

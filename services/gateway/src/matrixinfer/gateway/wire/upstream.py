@@ -1,8 +1,8 @@
 """One connection to an engine: sends a request, hands the answer on piece by piece as it arrives.
 
-Owns framing towards engines; knows nothing of clients or retries. The traps: an engine may close a pooled connection at the
-moment it is used (`lost` with `untouched` says that nothing of an answer was seen), an answer without a length ends with
-the connection, and bytes behind an answer poison the connection for the next one.
+Owns framing towards engines; knows nothing of clients or retries. The traps: an engine may close a pooled connection
+at the moment it is used (`lost` with `untouched` says that nothing of an answer was seen), an answer without a length
+ends with the connection, and bytes behind an answer poison the connection for the next one.
 """
 
 import asyncio

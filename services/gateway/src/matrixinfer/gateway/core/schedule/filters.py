@@ -8,7 +8,7 @@ __all__ = ["below_limit", "untried"]
 
 
 def untried(view: View, candidates: Sequence[int]) -> list[int]:
-    """Keep the endpoints that this request did not fail on; all of them when it failed on each, so that one may recover."""
+    """Keep the endpoints that this request did not fail on; all when it failed on each, so that one may recover."""
     if not view.tried:
         return list(candidates)
     fresh = [i for i in candidates if view.endpoints[i].uid not in view.tried]
