@@ -34,6 +34,7 @@ __all__ = [
 SERVICE_IMAGES = ("model-controller", "infer-controller", "webhook", "gateway", "autoscaler", "downloader")
 ENGINE_IMAGES = ("engine-sim", "engine-llamacpp")
 _AVAILABLE_SECONDS = 180
+_MESSAGE_LENGTH = 120
 
 
 class Cluster(Protocol):
@@ -121,7 +122,7 @@ def why_unavailable(deployments: Sequence[Mapping[str, Any]], pods: Sequence[Map
             continue
         selector = deployment["spec"]["selector"]["matchLabels"]
         mine = [p for p in pods if selector.items() <= (p["metadata"].get("labels") or {}).items()]
-        said = next((text for pod in mine if (text := why_pod_unready(pod))), "no pod yet")
+        said = next((text for pod in mine if (text := why_pod_unready(pod))), "almost" if mine else "no pod yet")
         reasons.append(f"{name} ({said})")
     return ", ".join(reasons)
 
@@ -139,9 +140,15 @@ def why_pod_unready(pod: Mapping[str, Any]) -> str:
         state = container.get("state", {})
         waiting, ended = state.get("waiting"), state.get("terminated")
         if waiting and waiting.get("reason") not in {"PodInitializing"}:
-            return f"{container['name']}: {waiting.get('reason')} {waiting.get('message', '')}".strip()
+            return f"{container['name']}: {waiting.get('reason')} {_shortened(waiting.get('message', ''))}".strip()
         if ended and ended.get("exitCode"):
-            return f"{container['name']}: ended with {ended['exitCode']} {ended.get('message', '')}".strip()
+            return f"{container['name']}: ended with {ended['exitCode']} {_shortened(ended.get('message', ''))}".strip()
         if "running" in state and not container.get("ready"):
             return f"{container['name']} is starting"
     return str(status.get("phase", "Pending"))
+
+
+def _shortened(message: str) -> str:
+    """The first line of a message, at a length that can be read while it scrolls by."""
+    line = message.partition("\n")[0]
+    return line if len(line) <= _MESSAGE_LENGTH else f"{line[:_MESSAGE_LENGTH]}…"
