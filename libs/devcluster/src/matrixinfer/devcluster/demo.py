@@ -59,7 +59,7 @@ MODELS_BUCKET = "models"
 OBJECT_STORE_NAMESPACE = "matrixinfer-demo"
 _MODEL_FOLDER = "smollm2-135m-instruct"
 _MODEL = "quickstart"
-_QUESTION = "What is the capital of France?"
+_QUESTION = "Give me three tips for staying healthy."
 _ACTIVE_SECONDS = 300
 _ANSWER_SECONDS = 120
 
@@ -235,7 +235,7 @@ def _ask(gateway: str) -> Iterator[str]:
     question = {
         "model": _MODEL,
         "stream": True,
-        "max_tokens": 64,
+        "max_tokens": 128,
         "temperature": 0,
         "messages": [{"role": "user", "content": _QUESTION}],
     }
