@@ -67,7 +67,10 @@ def test_vllm_over_ray_starts_a_head_and_joins_workers_without_a_shell() -> None
     assert entry[3:6] == ("6379", "vllm", "serve")
     assert entry[-2:] == ("--distributed-executor-backend", "ray")
     worker = command("vLLM", nodes=2, entry=False)
-    assert worker.argv == ("ray", "start", "--address", "$(ENTRY_ADDRESS):6379", "--block")
+    assert worker.argv[:2] == ("python3", "-c")
+    assert worker.argv[3:] == ("$(ENTRY_ADDRESS)", "6379", "1800")
+    for program in (entry[2], worker.argv[2]):
+        compile(program, "argv", "exec")
     assert worker.ports == ()
 
 

@@ -4,9 +4,9 @@ Facts: the `vllm serve` command line of 0.10 to 0.32. Python's argparse there ta
 configuration class and either dashes or underscores; nested settings are JSON objects.
 
 Several nodes. By default through Ray, because every release since 2024 can: the entry starts a Ray head and then
-becomes `vllm serve`, the workers join it. A config with `distributed-executor-backend: mp` uses vLLM's own
-`--nnodes/--node-rank/--master-addr` (newer releases only). Neither goes through a shell: Ray's two steps are one
-`python3 -c` program whose arguments stay arguments.
+becomes `vllm serve`, the workers wait for it and join. A config with `distributed-executor-backend: mp` uses vLLM's own
+`--nnodes/--node-rank/--master-addr` (newer releases only). Neither goes through a shell: Ray's steps are `python3 -c`
+programs whose arguments stay arguments.
 """
 
 import json
@@ -43,6 +43,25 @@ _RAY_HEAD: Final = (
     "os.execvp(sys.argv[2],sys.argv[2:])"
 )
 """Start the head in the background, then become the engine: process 1 is vLLM and gets the signals."""
+
+_RAY_WORKER: Final = """\
+import os, socket, sys, time
+host, port, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+end = time.monotonic() + seconds
+while True:
+    try:
+        socket.create_connection((host, port), 5).close()
+        break
+    except OSError:
+        if time.monotonic() > end:
+            raise
+        time.sleep(1)
+os.execvp("ray", ["ray", "start", "--address", f"{host}:{port}", "--block"])
+"""
+"""Wait until the head listens, then join it. Ray itself gives up after seconds, and a worker that ends before the entry
+has fetched its weights would count as a failure of the whole group."""
+
+_JOIN_SECONDS: Final = 1800
 
 
 def kv_connector_of(config: Json) -> str | None:
@@ -94,8 +113,8 @@ def _command(launch: Launch) -> Command:
     )
     env, ports = _surroundings(launch, config)
     if spread and not native and not launch.entry:
-        address = f"$({ENV_ENTRY_ADDRESS}):{RAY_PORT}"
-        return Command(("ray", "start", "--address", address, "--block"), env, (), flags.ignored)
+        join = ("python3", "-c", _RAY_WORKER, f"$({ENV_ENTRY_ADDRESS})", str(RAY_PORT), str(_JOIN_SECONDS))
+        return Command(join, env, (), flags.ignored)
     served = ("--served-model-name", launch.served_name, "--host", launch.host, "--port", str(launch.port))
     argv = ("vllm", "serve", launch.model_path, *served, *flags.argv)
     if launch.lora and config.get("enable-lora") is not True:
