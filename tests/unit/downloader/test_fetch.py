@@ -205,6 +205,21 @@ async def test_another_digest_than_the_version_recorded_is_not_published(tmp_pat
     assert "sha256:000" in error.message
 
 
+async def test_another_state_that_is_published_gives_way_to_the_recorded_one(tmp_path: Path) -> None:
+    old = {**MODEL, "config.json": b"[]"}
+    recorded = (await fetched(tmp_path / "elsewhere", MemorySource(MODEL))).digest
+    await fetched(tmp_path / "m", MemorySource(old))
+    assert (await fetched(tmp_path / "m", MemorySource(MODEL), expected_digest=recorded)).digest == recorded
+    assert content(tmp_path / "m") == MODEL
+
+
+async def test_what_is_published_stays_when_the_recorded_state_cannot_be_had(tmp_path: Path) -> None:
+    first = await fetched(tmp_path / "m", MemorySource(MODEL))
+    with pytest.raises(DownloadError):
+        await fetched(tmp_path / "m", MemorySource(MODEL), expected_digest="sha256:" + "0" * 64)
+    assert parse_ready((tmp_path / "m" / "READY").read_bytes()) == first
+
+
 async def test_the_recorded_digest_is_accepted(tmp_path: Path) -> None:
     digest = (await fetched(tmp_path / "a", MemorySource(MODEL))).digest
     assert (await fetched(tmp_path / "b", MemorySource(MODEL), expected_digest=digest)).digest == digest

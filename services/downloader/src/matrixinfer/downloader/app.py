@@ -93,7 +93,8 @@ async def _fetch(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: 
         try:
             ready = await _watched(lifecycle, settings, arguments, tools, reporter, recorded)
         except DownloadError as exc:
-            if reporter:
+            # A pod that has to go is no fault of the version: others, or its successor, speak for it.
+            if reporter and exc.cause is not Cause.CANCELLED:
                 await reporter.outcome(_report(tools, error=exc), seconds=_outcome_seconds(lifecycle))
             raise
         if reporter:

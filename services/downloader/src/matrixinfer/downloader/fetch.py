@@ -99,7 +99,7 @@ async def fetch(request: Request, open_source: Callable[[], Source], limits: Lim
     """
     workspace = await in_thread(lambda: prepare(request.output), name="prepare")
     if found := await _already(request, workspace):
-        return _answer(request, found, tools)
+        return _answer(found, tools)
     async with held(
         workspace.lock,
         pod=tools.pod,
@@ -110,7 +110,7 @@ async def fetch(request: Request, open_source: Callable[[], Source], limits: Lim
     ) as lock:
         # Whoever held the lock before may have done the work.
         if found := await _already(request, workspace):
-            return _answer(request, found, tools)
+            return _answer(found, tools)
         source = await in_thread(open_source, name="open-source")
         for left in reversed(range(_LISTINGS)):
             try:
@@ -130,11 +130,16 @@ async def fetch(request: Request, open_source: Callable[[], Source], limits: Lim
 
 async def _already(request: Request, workspace: Workspace) -> Ready | None:
     found = await in_thread(lambda: published(workspace.output, workspace.ready), name="look")
-    return found if found and found.answers(request.source, request.include, request.exclude) else None
+    if not found or not found.answers(request.source, request.include, request.exclude):
+        return None
+    if request.expected_digest not in ("", found.digest):
+        # Another state of a source that moves. What this version recorded is fetched and takes its place.
+        log.info("published_is_another_version", published=found.digest, recorded=request.expected_digest)
+        return None
+    return found
 
 
-def _answer(request: Request, found: Ready, tools: Tools) -> Ready:
-    _expect(request, found.digest)
+def _answer(found: Ready, tools: Tools) -> Ready:
     tools.progress.resolved(found.resolved_revision, found.total_bytes, len(found.files))
     tools.progress.present(found.total_bytes)
     for _ in found.files:
