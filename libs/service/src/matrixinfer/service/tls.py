@@ -7,8 +7,8 @@ half-written pair), so each pair goes into a context of its own first, and only 
 """
 
 import asyncio
+import os
 import ssl
-import tempfile
 from datetime import datetime
 from pathlib import Path
 
@@ -29,12 +29,13 @@ def server_context(certificate_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
     """Return a server context for one certificate chain and its key, TLS 1.2 and up; raises CertificateError."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # The ssl module reads keys from a path only. The file is private, and gone before this returns.
-    with tempfile.NamedTemporaryFile() as pair:
+    # The ssl module reads keys from a path only. A file in memory touches no disk and needs no writable folder, which
+    # a container with a read-only root does not have.
+    with os.fdopen(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as pair:
         pair.write(certificate_pem + b"\n" + key_pem)
         pair.flush()
         try:
-            context.load_cert_chain(pair.name)
+            context.load_cert_chain(f"/proc/self/fd/{pair.fileno()}")
         except (ssl.SSLError, OSError) as exc:
             raise CertificateError(f"the certificate and its key cannot be used together: {exc}") from exc
     return context
