@@ -126,7 +126,8 @@ def scaling(**target: Any) -> dict[str, Any]:
         (scaling(targetRef={"kind": "Job", "name": "m"}), "TargetKind", "False"),
         (scaling(targetRef={"name": "x"}), "TargetNotFound", "False"),
         (scaling(targetRef={"name": "m"}, role="ghost"), "RoleNotFound", "True"),
-        ({"optimizerConfiguration": {"params": [{"minReplicas": 1, "maxReplicas": 2}]}}, "SeveralTargets", None),
+        ({"optimizerConfiguration": {"params": [{"minReplicas": 1, "maxReplicas": 2}] * 2}}, "SeveralTargets", None),
+        ({"optimizerConfiguration": {"params": [{"minReplicas": 1, "maxReplicas": 2}]}}, "NoTarget", "False"),
     ],
 )
 def test_what_cannot_be_decided_says_why_once(

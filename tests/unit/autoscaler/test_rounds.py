@@ -71,9 +71,18 @@ async def test_a_round_measures_decides_and_wakes(world: Any, now: datetime) -> 
     bench = Bench(world, Pods(ip10_0_0_1=waiting(6)), now)
     decision = await bench.round()
     assert decision.replicas == 3
-    assert decision.sentence == "1 → 3: matrixinfer:num_requests_waiting is 6 per pod (1 pods) with a target of 2"
+    assert decision.sentence == "1 → 3: matrixinfer:num_requests_waiting is 6 per pod (1 pod) with a target of 2"
     assert bench.woken == [KEY]
     assert list(bench.memory.sentences()) == ["ns/b"]
+
+
+async def test_sharing_by_cost_between_one_target_is_scaling_it(world: Any, now: datetime) -> None:
+    param = {"target": {"targetRef": {"name": "m"}}, "minReplicas": 1, "maxReplicas": 2, "cost": 5}
+    world.policy()
+    world.binding(spec={"policyRef": {"name": "p"}, "optimizerConfiguration": {"params": [param]}})
+    world.infer(1)
+    world.pod("a", "10.0.0.1")
+    assert (await Bench(world, Pods(ip10_0_0_1=waiting(6)), now).round()).replicas == 2
 
 
 async def test_a_failed_scrape_is_missing_and_never_zero(world: Any, now: datetime) -> None:

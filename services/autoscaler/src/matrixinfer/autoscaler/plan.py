@@ -29,11 +29,11 @@ class Blocked(NamedTuple):
 def blocked(seen: BindingSeen) -> Blocked | None:
     """Why this binding cannot be decided, or `None` when it can."""
     namespace = seen.key.namespace
-    if seen.binding.spec.optimizer_configuration is not None:
+    if seen.scaling is None and seen.binding.spec.optimizer_configuration is not None:
         return Blocked("SeveralTargets", "Sharing replicas between several targets is not available; bind one target.")
     target = seen.target
     if target is None or not target.target_ref.name:
-        return Blocked("NoTarget", "spec.scalingConfiguration.target names nothing; set targetRef.name.", False)
+        return Blocked("NoTarget", "The binding names no target; set targetRef.name.", False)
     if target.target_ref.kind not in (None, "", "ModelInfer"):
         kind = target.target_ref.kind
         return Blocked("TargetKind", f"A {kind} cannot be scaled; set targetRef.kind to ModelInfer.", False)

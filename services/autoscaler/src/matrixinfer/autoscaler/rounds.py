@@ -191,7 +191,7 @@ class Rounds:
     def _decide(self, seen: BindingSeen) -> None:
         """Decide from what has been noted; no await from here to the verdict."""
         infer, target, policy = seen.infer, seen.target, seen.policy
-        scaling = seen.binding.spec.scaling_configuration
+        scaling = seen.scaling
         if infer is None or target is None or policy is None or scaling is None:
             return
         now = self._now()

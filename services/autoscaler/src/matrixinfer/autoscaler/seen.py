@@ -3,7 +3,13 @@
 from dataclasses import dataclass
 from datetime import datetime
 
-from matrixinfer.api.v1alpha1.autoscaling import AutoscalingPolicy, AutoscalingPolicyBinding, Target
+from matrixinfer.api.v1alpha1.autoscaling import (
+    AutoscalingPolicy,
+    AutoscalingPolicyBinding,
+    OptimizerParam,
+    ScalingConfiguration,
+    Target,
+)
 from matrixinfer.autoscaler.core.decide import Decision
 from matrixinfer.autoscaler.views import InferView
 from matrixinfer.kube.resource import Key
@@ -36,10 +42,17 @@ class BindingSeen:
         return Key(self.binding.metadata.namespace, self.binding.metadata.name)
 
     @property
+    def scaling(self) -> ScalingConfiguration | OptimizerParam | None:
+        """The one target with its bounds: sharing by cost between a single target is just scaling it."""
+        optimizer = self.binding.spec.optimizer_configuration
+        if optimizer is not None:
+            return optimizer.params[0] if len(optimizer.params) == 1 else None
+        return self.binding.spec.scaling_configuration
+
+    @property
     def target(self) -> Target | None:
         """What is scaled, when it is one target."""
-        scaling = self.binding.spec.scaling_configuration
-        return None if scaling is None else scaling.target
+        return None if self.scaling is None else self.scaling.target
 
 
 @dataclass(frozen=True, slots=True)

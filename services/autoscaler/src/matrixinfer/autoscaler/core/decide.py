@@ -189,8 +189,9 @@ def _words(cast: Vote) -> str:
     if cast.replicas is None:
         return f"{signal.name} is unknown"
     measure = f"{signal.mean:.4g} per pod" if signal.shared else f"{signal.mean:.4g} at p95"
+    pods = f"{signal.pods} pod{'s' if signal.pods != 1 else ''}"
     silent = f", {signal.missing} silent" if signal.missing else ""
-    return f"{signal.name} is {measure} ({signal.pods} pods{silent}) with a target of {signal.target:g}"
+    return f"{signal.name} is {measure} ({pods}{silent}) with a target of {signal.target:g}"
 
 
 def _unknown(asked: Recommendation) -> str:
