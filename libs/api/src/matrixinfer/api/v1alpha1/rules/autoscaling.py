@@ -47,18 +47,25 @@ def policy_spec_errors(spec: AutoscalingPolicySpec, path: str) -> Iterator[Field
 def _metric_errors(metric: Metric, path: str) -> Iterator[FieldError]:
     if not metric.metric_name:
         yield FieldError(f"{path}.metricName", "must not be empty", "name a metric that the pods publish")
-    if quantity.parse(metric.target_value) <= 0:
-        yield FieldError(
-            f"{path}.targetValue",
-            f"must be greater than 0, but is {metric.target_value}",
-            "write for example 5 or 500m",
-        )
+    yield from _target_value_errors(metric.target_value, f"{path}.targetValue")
     if metric.source is MetricSource.PROMETHEUS and metric.prometheus is None:
         yield FieldError(f"{path}.prometheus", "is missing", "set serverURL and query, or make the source Pod")
     if metric.source is MetricSource.POD and metric.prometheus is not None:
         yield FieldError(
             f"{path}.prometheus", "is not used with source Pod", "remove it, or make the source Prometheus"
         )
+
+
+def _target_value_errors(value: int | str, path: str) -> Iterator[FieldError]:
+    fix = "write for example 5 or 500m"
+    try:
+        number = quantity.parse(value)
+    except ValueError:
+        # The schema's grammar is that of the API server and wider than anyone needs: fractions as exponents, say.
+        yield FieldError(path, f"{value!r} is not a number that we can read", fix)
+        return
+    if number <= 0:
+        yield FieldError(path, f"must be greater than 0, but is {value}", fix)
 
 
 def _behavior_errors(behavior: Behavior, path: str) -> Iterator[FieldError]:
