@@ -75,6 +75,13 @@ async def test_a_patch_takes_fields_over_and_the_next_apply_conflicts(wire: Wire
     assert (await wire.apply("gadgets/a", gadget(spec={"colour": "red"}), force="true")).body["spec"]["colour"] == "red"
 
 
+async def test_a_patch_that_only_removes_owns_nothing(wire: Wire) -> None:
+    await wire.apply("gadgets/a", gadget(spec={"colour": "red"}))
+    patched = await wire.merge("gadgets/a", {"spec": {"colour": None}})
+    assert patched.managers() == {("me", "Apply", ""): {"f:spec": {"f:size": {}}}}
+    assert (await wire.apply("gadgets/a", gadget(spec={"colour": "red"}))).body["spec"]["colour"] == "red"
+
+
 async def test_a_shared_field_stays_until_both_let_go(wire: Wire) -> None:
     await wire.apply("gadgets/a", gadget(spec={"colour": "red"}))
     await wire.apply("gadgets/a", gadget(spec={"colour": "red"}), manager="them")

@@ -125,5 +125,6 @@ def owners_after_update(
     owners = _without(managed, mine | removed, keep=me)
     before = owners[me].fields if me in owners else frozenset()
     after = (before | mine) - removed
-    owners[me] = Owned(after, time if after != before else owners[me].time)
+    if after != before:
+        owners[me] = Owned(after, time)
     return {manager: owned for manager, owned in owners.items() if owned.fields}

@@ -127,7 +127,7 @@ def validated(question: Question, exists: Callable[[Reference], bool]) -> Verdic
         return Verdict(errors=errors)
     notices = [str(notice) for notice in validation.warnings(new, old)]
     absent = [str(reference) for reference in references_of(new, question.namespace) if not exists(reference)]
-    shown = [_one_line(text) for text in (*notices, *absent)][:_MAX_WARNINGS]
+    shown = tuple(_one_line(text) for text in (*notices, *absent)[:_MAX_WARNINGS])
     return Verdict(warnings=shown)
 
 
