@@ -338,6 +338,18 @@ def test_told_to_stop_it_ends_in_time_and_goes_on_later(
     assert proxy.object_bytes < TOTAL
 
 
+def test_told_to_stop_while_the_store_is_silent_it_does_not_hang(
+    start: Start, proxy: Proxy, bucket: str, tmp_path: Path
+) -> None:
+    proxy.fault = gate = Gate(4)
+    stopped = start(f"s3://{bucket}/m", tmp_path / "out", MATRIXINFER_DOWNLOADER_READ_SECONDS="600")
+    assert gate.reached.wait(30)
+    stopped.process.send_signal(signal.SIGTERM)
+    code, message = stopped.end()
+    gate.open()
+    assert (code, message["cause"]) == (16, "Cancelled")
+
+
 def test_many_processes_on_one_folder_fetch_every_byte_once(
     start: Start, proxy: Proxy, bucket: str, tmp_path: Path
 ) -> None:

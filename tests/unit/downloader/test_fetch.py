@@ -243,6 +243,16 @@ async def test_an_empty_source_is_not_success(tmp_path: Path) -> None:
     assert (await failed(tmp_path / "m", MemorySource({}))).exit_code == 11
 
 
+async def test_a_source_that_never_lists_has_a_deadline(tmp_path: Path) -> None:
+    class Silent(MemorySource):
+        def listing(self) -> Listing:
+            threading.Event().wait(0.1)
+            return super().listing()
+
+    error = await failed(tmp_path / "m", Silent(MODEL), Limits(**_limits(listing_seconds=0.01)))
+    assert error.exit_code == 14
+
+
 async def test_the_first_cause_is_told_not_its_consequences(tmp_path: Path) -> None:
     def one_denied(path: str, part: Part, _nth: int) -> DownloadError | None:
         return DownloadError(Cause.ACCESS_DENIED, "expired") if part.offset == 30 else None

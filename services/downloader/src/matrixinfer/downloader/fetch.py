@@ -11,8 +11,8 @@ import json
 import os
 import threading
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -111,7 +111,8 @@ async def fetch(request: Request, open_source: Callable[[], Source], limits: Lim
         # Whoever held the lock before may have done the work.
         if found := await _already(request, workspace):
             return _answer(found, tools)
-        source = await in_thread(open_source, name="open-source")
+        async with _answering(limits):
+            source = await in_thread(open_source, name="open-source")
         for left in reversed(range(_LISTINGS)):
             try:
                 ready = await _transfer(request, source, workspace, limits, tools)
@@ -193,9 +194,15 @@ async def _list(source: Source, limits: Limits, tools: Tools) -> Listing:
     def listed() -> Listing:
         return _patiently(source.listing, limits, tools, tools.stop, position=lambda: 0)
 
+    async with _answering(limits):
+        return await in_thread(listed, name="list")
+
+
+@asynccontextmanager
+async def _answering(limits: Limits) -> AsyncIterator[None]:
     try:
         async with asyncio.timeout(limits.listing_seconds):
-            return await in_thread(listed, name="list")
+            yield
     except TimeoutError as exc:
         raise DownloadError(
             Cause.UNREACHABLE, f"the source could not be listed within {limits.listing_seconds:.0f} s"
