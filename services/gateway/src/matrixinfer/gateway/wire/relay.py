@@ -126,6 +126,9 @@ class Relay:
     def head(self, status: int, headers: Headers, length: int | None) -> None:
         """Take the head: hold it, or write it to the client."""
         self._last, self._has_head = self._loop.time(), True
+        # The wait for the first byte is over, and the spans from here on are shorter.
+        self._timer.cancel()
+        self._timer = self._loop.call_at(self._due(), self._check)
         self.status = status
         self.content_type = next((value for name, value in headers if name == b"content-type"), b"")
         kept = [*end_to_end(headers, drop=_DROPPED), *self.extra_headers]

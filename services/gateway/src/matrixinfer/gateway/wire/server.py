@@ -147,6 +147,7 @@ class _Connection(asyncio.Protocol):
         self._method = self._version = ""
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = 0.0
+        self._head_bytes = 0
         self._begin_message()
 
     # -- transport ------------------------------------------------------------------------------------------------
@@ -284,7 +285,6 @@ class _Connection(asyncio.Protocol):
 
     def _begin_message(self) -> None:
         self._in_head = True
-        self._head_bytes = 0
         self._target = bytearray()
         self._headers: list[tuple[bytes, bytes]] = []
         self._body: list[bytes] = []
