@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from matrixinfer.api import names
+from matrixinfer.api.v1alpha1.modelinfer import ModelInferStatus
 from matrixinfer.infer_controller.fleet import (
     Cause,
     Fleet,
@@ -126,7 +127,9 @@ def unit(*pods: Pod, size: int | None = None, **given: Any) -> Unit:
 def recorded(world: Seen, made: Plan) -> Seen:
     """The same look after the plan's status was written."""
     status: Mapping[str, Any] = made.status[0].desired
-    return replace(world, infer=replace(world.infer, status=status))
+    read = ModelInferStatus.model_validate(status)
+    told = replace(world.infer, status=status, conditions=read.conditions, recoveries=read.recoveries)
+    return replace(world, infer=told)
 
 
 def settled(world: Seen) -> Seen:

@@ -16,6 +16,7 @@ from matrixinfer.infer_controller.observe import (
     BY_DRAINING,
     LostNodes,
     Observer,
+    PodSource,
     Stores,
     Waker,
     infer_key,
@@ -72,7 +73,7 @@ async def main(lifecycle: Lifecycle, settings: InferControllerSettings) -> None:
             stores.infers,
             InferReconciler(observer, pace, lambda note: metrics.DECISIONS.labels(note.reason).inc()),
             sources=[
-                mapped(pods, infer_key),
+                PodSource(pods, infer_key),
                 mapped(stores.services, infer_key),
                 mapped(stores.revisions, infer_key),
             ],

@@ -6,7 +6,7 @@ must outlive this process (being removed, rebuilt how often, of which revision) 
 nothing is remembered between passes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -37,6 +37,7 @@ __all__ = [
     "Timing",
     "Unit",
     "UnitId",
+    "is_current",
 ]
 
 JsonObject: TypeAlias = Mapping[str, Any]
@@ -303,46 +304,34 @@ class Seen:
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """One role replica with the pods that there are of it, by index."""
+    """One role replica with the pods that there are of it, by index. Made by `of`, which works out the rest once."""
 
     id: UnitId
     pods: tuple[Pod, ...]
     size: int
-    failure: Failure | None = None
+    failure: Failure | None
+    removal: Removal | None
+    """The intent to remove all of it."""
+    live: tuple[Pod, ...]
+    """The pods that are not going away."""
+    is_serving: bool
+    """True when every pod is there and ready, even if it is about to be removed."""
+    is_available: bool
+    """True when it serves and will go on serving."""
 
-    @property
-    def removal(self) -> Removal | None:
-        """The intent to remove all of it."""
-        return next((p.removal for p in self.pods if p.removal is not None and p.removal.scope is not Scope.POD), None)
-
-    @property
-    def entry(self) -> Pod | None:
-        """The entry pod."""
-        return next((pod for pod in self.pods if pod.index == 0), None)
-
-    @property
-    def live(self) -> tuple[Pod, ...]:
-        """The pods that are not going away."""
-        return tuple(pod for pod in self.pods if pod.is_live)
+    @staticmethod
+    def of(id_: UnitId, pods: tuple[Pod, ...], size: int, failure: Failure | None) -> "Unit":
+        """Return the unit that these pods make up, given what is wrong with it."""
+        marks = [pod.removal for pod in pods if pod.removal is not None]
+        removal = next((mark for mark in marks if mark.scope is not Scope.POD), None)
+        live = tuple(pod for pod in pods if pod.removal is None and pod.delete_by is None)
+        serving = failure is None and len(pods) >= size and all(pod.ready and pod.delete_by is None for pod in pods)
+        return Unit(id_, pods, size, failure, removal, live, serving, serving and not marks)
 
     @property
     def is_live(self) -> bool:
         """True when it is meant to stay and something of it is there."""
-        return self.removal is None and any(pod.is_live for pod in self.pods)
-
-    @property
-    def is_serving(self) -> bool:
-        """True when every pod is there and ready, even if it is about to be removed."""
-        return (
-            len(self.pods) >= self.size
-            and self.failure is None
-            and all(pod.ready and not pod.is_terminating for pod in self.pods)
-        )
-
-    @property
-    def is_available(self) -> bool:
-        """True when it serves and will go on serving."""
-        return self.is_serving and all(pod.removal is None for pod in self.pods)
+        return self.removal is None and bool(self.live)
 
     @property
     def deletion_cost(self) -> int:
@@ -352,7 +341,7 @@ class Unit:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One group with the units that there are of it."""
+    """One group with the units that there are of it. Made by `of`, which works out the rest once."""
 
     ordinal: int
     units: tuple[Unit, ...]
@@ -362,6 +351,29 @@ class Group:
     """Units wanted of each role."""
     is_outdated: bool
     is_protected: bool
+    removal: Removal | None
+    """The intent to remove all of it."""
+    is_ready: bool
+    """True when every wanted unit serves, even if the group is about to be removed."""
+    is_available: bool
+    """True when every wanted unit serves and will go on serving."""
+
+    @staticmethod
+    def of(
+        ordinal: int,
+        units: tuple[Unit, ...],
+        base: Template | None,
+        wanted: Mapping[str, int],
+        *,
+        is_outdated: bool,
+        is_protected: bool,
+    ) -> "Group":
+        """Return the group that these units make up."""
+        marks = (pod.removal for unit in units if unit.removal is not None for pod in unit.pods)
+        removal = next((mark for mark in marks if mark is not None and mark.scope is Scope.GROUP), None)
+        ready = _have(wanted, [unit.id.role for unit in units if unit.is_serving])
+        available = removal is None and ready and _have(wanted, [unit.id.role for unit in units if unit.is_available])
+        return Group(ordinal, units, base, wanted, is_outdated, is_protected, removal, ready, available)
 
     @property
     def pods(self) -> tuple[Pod, ...]:
@@ -369,24 +381,9 @@ class Group:
         return tuple(pod for unit in self.units for pod in unit.pods)
 
     @property
-    def removal(self) -> Removal | None:
-        """The intent to remove all of it."""
-        return next((p.removal for p in self.pods if p.removal is not None and p.removal.scope is Scope.GROUP), None)
-
-    @property
     def is_kept(self) -> bool:
         """True unless the whole group is being removed."""
         return self.removal is None
-
-    @property
-    def is_ready(self) -> bool:
-        """True when every wanted unit serves, even if the group is about to be removed."""
-        return self._has(lambda unit: unit.is_serving)
-
-    @property
-    def is_available(self) -> bool:
-        """True when every wanted unit serves and will go on serving."""
-        return self.is_kept and self._has(lambda unit: unit.is_available)
 
     @property
     def deletion_cost(self) -> int:
@@ -397,26 +394,21 @@ class Group:
         """Return the units of one role."""
         return tuple(unit for unit in self.units if unit.id.role == role)
 
-    def _has(self, is_good: Callable[[Unit], bool]) -> bool:
-        return all(
-            sum(1 for unit in self.units if unit.id.role == role and is_good(unit)) >= count
-            for role, count in self.wanted.items()
-        )
+
+def _have(wanted: Mapping[str, int], roles: Sequence[str]) -> bool:
+    """True when each role occurs as often as it is wanted."""
+    return all(count == 0 or roles.count(role) >= count for role, count in wanted.items())
 
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """All groups of a ModelInfer and the templates they are made from."""
+    """All groups of a ModelInfer and the templates they are made from. `kept` are those not being removed, in order."""
 
     infer: Infer
     update: Template
     templates: Mapping[str, Template]
     groups: Mapping[int, Group]
-
-    @property
-    def kept(self) -> Sequence[Group]:
-        """The groups that are not being removed as a whole, by ordinal."""
-        return [group for _, group in sorted(self.groups.items()) if group.is_kept]
+    kept: Sequence[Group]
 
     @property
     def replicas(self) -> int:
@@ -425,11 +417,17 @@ class Fleet:
 
     def is_current(self, pod: Pod) -> bool:
         """True when an update would leave the pod alone."""
-        if pod.revision == self.update.revision:
-            return True
-        if self.infer.strategy is not RolloutStrategyType.ROLE_ROLLING_UPDATE:
-            return False
-        made_from, role = self.templates.get(pod.revision), pod.unit.role
-        if made_from is None or role not in self.update.role_revisions:
-            return False
-        return made_from.role_revisions.get(role) == self.update.role_revisions[role]
+        return is_current(pod, self.infer, self.templates)
+
+
+def is_current(pod: Pod, infer: Infer, templates: Mapping[str, Template]) -> bool:
+    """True when an update to the template of `infer` would leave the pod alone."""
+    update = infer.template
+    if pod.revision == update.revision:
+        return True
+    if infer.strategy is not RolloutStrategyType.ROLE_ROLLING_UPDATE:
+        return False
+    made_from, role = templates.get(pod.revision), pod.unit.role
+    if made_from is None or role not in update.role_revisions:
+        return False
+    return made_from.role_revisions.get(role) == update.role_revisions[role]

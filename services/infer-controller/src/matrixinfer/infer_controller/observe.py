@@ -17,6 +17,7 @@ from matrixinfer.infer_controller.plan import MODEL_INFERS
 from matrixinfer.infer_controller.projections import Node
 from matrixinfer.kube.codec import Projection
 from matrixinfer.kube.resource import CONTROLLER_REVISIONS, NODES, PODS, SERVICES, Key, Resource
+from matrixinfer.kube.sources import Source
 from matrixinfer.kube.store import Change, IndexFunction, Store
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "BY_NODE",
     "LostNodes",
     "Observer",
+    "PodSource",
     "Stores",
     "Waker",
     "WatchSource",
@@ -58,6 +60,42 @@ POD_INDEXES: Final[Mapping[str, IndexFunction[Pod]]] = {
     BY_NODE: lambda pod: (pod.node,) if pod.node else (),
     BY_DRAINING: lambda pod: ("yes",) if pod.removal is not None and not pod.is_terminating else (),
 }
+
+
+@dataclass(frozen=True, slots=True)
+class PodSource(Source[Pod]):
+    """Wakes the ModelInfer of a pod only for changes that a plan could answer.
+
+    A pod's start alone writes its status several times; each look costs as much as the ModelInfer has pods.
+    """
+
+    def woken_by(self, change: Change[Pod]) -> set[Key]:
+        """Return the keys to look at after this change: none when nothing that matters changed."""
+        if change.old is not None and change.new is not None and _concern(change.old) == _concern(change.new):
+            return set()
+        return Source.woken_by(self, change)
+
+
+def _concern(pod: Pod) -> tuple[object, ...]:
+    """Return everything of a pod that plans and sentences are made from."""
+    return (
+        pod.uid,
+        pod.owner_uid,
+        pod.infer,
+        pod.unit,
+        pod.revision,
+        pod.phase in ("Failed", "Succeeded"),
+        pod.reason,
+        pod.message,
+        pod.ready,
+        pod.delete_by,
+        pod.restarts,
+        pod.last_exit,
+        pod.waiting,
+        pod.unscheduled,
+        pod.deletion_cost,
+        pod.removal,
+    )
 
 
 class Waker:

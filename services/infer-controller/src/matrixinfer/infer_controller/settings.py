@@ -16,7 +16,7 @@ class InferControllerSettings(ServiceSettings):
 
     model_config = SettingsConfigDict(env_prefix="MATRIXINFER_INFER_CONTROLLER_")
 
-    workers: int = Field(32, ge=1, le=512, description="ModelInfers that are worked on at the same time.")
+    workers: int = Field(128, ge=1, le=512, description="ModelInfers that are worked on at the same time.")
     writes_in_flight: int = Field(50, ge=1, le=1000, description="Writes to the API server under way at once.")
     history_limit: int = Field(10, ge=0, description="Unused ControllerRevisions kept of each ModelInfer.")
     status_hold_seconds: float = Field(

@@ -276,8 +276,8 @@ def _blocker(group: Group) -> str:
     if failure is not None:
         return failure.message
     pods = sorted(group.pods, key=lambda pod: (not pod.unscheduled, not pod.waiting, pod.name))
-    late = next((told for pod in pods if (told := _late(pod))), "")
-    return late or "some of its pods are still to be made"
+    # No name of a pod that merely starts: the sentence would change with each that becomes ready.
+    return next((told for pod in pods if (told := _late(pod))), "its pods are starting")
 
 
 def _late(pod: Pod) -> str:
@@ -285,9 +285,7 @@ def _late(pod: Pod) -> str:
         return f"pod {pod.name} is being replaced"
     if pod.unscheduled:
         return f"pod {pod.name} cannot be scheduled: {pod.unscheduled}"
-    if pod.waiting in _WAITING:
-        return f"pod {pod.name} {_WAITING[pod.waiting]}"
-    return "" if pod.ready else f"pod {pod.name} is not ready yet"
+    return f"pod {pod.name} {_WAITING[pod.waiting]}" if pod.waiting in _WAITING else ""
 
 
 def _numbers(groups: Sequence[Group]) -> str:
