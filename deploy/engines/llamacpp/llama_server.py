@@ -39,9 +39,39 @@ def find_gguf(path: Path) -> Path:
     return models[0]
 
 
+def usable_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Half the processors that this process may use, at least one.
+
+    Threads of llama.cpp wait for each other by spinning: one too many, on a machine that does anything else, makes
+    answers ten times slower. A container's CPU limit counts as so many processors.
+    """
+    cores = float(len(os.sched_getaffinity(0)))
+    for quota, period in (_words(cgroup / "cpu.max"), _quota_v1(cgroup / "cpu")):
+        if quota.isdigit() and period.isdigit() and int(period):
+            cores = min(cores, int(quota) / int(period))
+    return max(1, int(cores / 2))
+
+
+def _words(path: Path) -> tuple[str, str]:
+    """The two words of a cgroup v2 file: quota (or `max`) and period."""
+    try:
+        quota, period = path.read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return "", ""
+    return quota, period
+
+
+def _quota_v1(folder: Path) -> tuple[str, str]:
+    """Quota (or -1) and period as cgroup v1 gives them."""
+    try:
+        quota = (folder / "cpu.cfs_quota_us").read_text(encoding="ascii").strip()
+        return quota, (folder / "cpu.cfs_period_us").read_text(encoding="ascii").strip()
+    except OSError:
+        return "", ""
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Read the command line; underscores in flag names count as dashes."""
-    cores = len(os.sched_getaffinity(0))
     parser = argparse.ArgumentParser(prog="llama-server", allow_abbrev=False)
     parser.add_argument("-m", "--model", type=Path, required=True, help="a .gguf file, or a directory with one in it")
     parser.add_argument("-a", "--alias", default="", help="model name in answers")
@@ -49,7 +79,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("-c", "--ctx-size", type=int, default=8192, help="tokens of context over all slots")
     parser.add_argument("-np", "--parallel", type=int, default=4, help="requests computed at once")
-    parser.add_argument("-t", "--threads", type=int, default=cores)
+    parser.add_argument("-t", "--threads", type=int, default=usable_threads())
     parser.add_argument("-b", "--batch-size", type=int)
     parser.add_argument("-ub", "--ubatch-size", type=int)
     parser.add_argument("-n", "--n-predict", type=int)
@@ -99,13 +129,18 @@ def serve(options: argparse.Namespace, gguf: Path) -> None:
 
 
 def drain(host: str, port: int, seconds: float) -> bool:
-    """Wait until no request runs; False when the time was up first."""
+    """Wait until no request runs; False when the time was up first.
+
+    Only a refused connection means that the engine is gone: a busy one may well take long to answer.
+    """
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         try:
             body = _metrics(host, port)
-        except OSError:
+        except ConnectionRefusedError:
             return True
+        except (OSError, http.client.HTTPException):
+            continue
         if not any(float(number) for number in _BUSY.findall(body)):
             return True
         time.sleep(0.1)

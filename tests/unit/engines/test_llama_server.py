@@ -75,6 +75,28 @@ def test_a_path_that_is_not_there_is_refused(shim: ModuleType, tmp_path: Path) -
         shim.find_gguf(tmp_path / "x")
 
 
+@pytest.mark.parametrize(
+    ("files", "threads"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000"}, 8),
+        ({"cpu.max": "400000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "600000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu.max": "nonsense"}, 8),
+    ],
+)
+def test_threads_are_half_of_what_the_container_may_use(
+    shim: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], threads: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(16)))
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n")
+    assert shim.usable_threads(tmp_path) == threads
+
+
 class Metrics(BaseHTTPRequestHandler):
     """Says that one request runs, and then that none does."""
 
