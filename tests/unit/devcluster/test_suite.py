@@ -58,3 +58,18 @@ def test_a_failed_container_tells_its_exit_code():
 def test_a_container_that_starts_is_told():
     statuses = [{"name": "engine", "state": {"running": {}}, "ready": False}]
     assert why_pod_unready(pod("x", phase="Running", containerStatuses=statuses)) == "engine is starting"
+
+
+def test_a_container_that_keeps_ending_is_one_sentence_and_not_a_flicker():
+    """Running, ended and backing off in turn read the same."""
+    last = {"terminated": {"exitCode": 1}}
+    states = [{"running": {}}, {"terminated": {"exitCode": 1}}, {"waiting": {"reason": "CrashLoopBackOff"}}]
+    said = {
+        why_pod_unready(
+            pod(
+                "x", containerStatuses=[{"name": "a", "ready": False, "restartCount": 3, "state": s, "lastState": last}]
+            )
+        )
+        for s in states
+    }
+    assert said == {"a: ended with 1 and was restarted 3 times"}

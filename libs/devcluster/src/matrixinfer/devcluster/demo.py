@@ -33,7 +33,7 @@ from matrixinfer.devcluster.suite import (
     Suite,
     apply_overlay,
     build_images,
-    load_images,
+    deploy,
     read,
     why_pod_unready,
 )
@@ -111,8 +111,7 @@ def _engine(name: str) -> Engine:
 
 def _on_own_node(engine: Engine, progress: Progress) -> tuple[Suite, ObjectStore]:
     node = Node.up(CLUSTER_NAME, say=progress.say)
-    load_images(node, build_images([*SERVICE_IMAGES, engine.image], progress), progress)
-    suite = apply_overlay(node, progress)
+    suite = deploy(node, progress, [*SERVICE_IMAGES, engine.image])
     progress.say("starting an S3 server inside the node's network")
     return suite, node.start_object_store(OBJECT_STORE_NAMESPACE, say=progress.say)
 

@@ -102,10 +102,20 @@ def cgroup_folders(name: str, root: Path = _CGROUPS) -> list[Path]:
 
 
 def make_cgroups(name: str, root: Path = _CGROUPS) -> None:
-    """Create the control group `name` in every hierarchy: kubelet wants its root to exist."""
+    """Create the control group `name` in every hierarchy: kubelet wants its root to exist.
+
+    A new group weighs as much as one process beside it. This one holds a whole cluster, which a busy machine would
+    starve, so it weighs as much as a few for each processor.
+    """
     version_2 = (root / "cgroup.controllers").is_file()
+    processes = 4 * (os.cpu_count() or 1)
     for parent in [root] if version_2 else [each for each in root.iterdir() if (each / "cgroup.procs").is_file()]:
-        (parent / name).mkdir(exist_ok=True)
+        folder = parent / name
+        folder.mkdir(exist_ok=True)
+        for setting, value in (("cpu.shares", 1024 * processes), ("cpu.weight", min(10_000, 100 * processes))):
+            with contextlib.suppress(OSError):
+                if (folder / setting).exists():
+                    (folder / setting).write_text(str(value), encoding="ascii")
 
 
 def kill_containers(cgroup: str, containerd: Path, seconds: float = 20) -> None:

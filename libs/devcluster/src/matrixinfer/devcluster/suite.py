@@ -4,6 +4,7 @@ Owns what `make demo` and the end-to-end tests have in common. Refuses to own bu
 and manifests (`deploy/` holds them).
 """
 
+import contextlib
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from typing import Any, Protocol
 
 import orjson
 
+from matrixinfer.devcluster.errors import ClusterError
 from matrixinfer.devcluster.layout import repository
 from matrixinfer.devcluster.node import Node
 from matrixinfer.devcluster.progress import Progress
@@ -69,8 +71,8 @@ def read(cluster: Cluster, *what: str) -> dict[str, Any]:
 
 def deploy(node: Node, progress: Progress, images: Sequence[str] = (*SERVICE_IMAGES, *ENGINE_IMAGES)) -> Suite:
     """Build and load these images, apply deploy/overlays/dev and wait until every service is available."""
-    load_images(node, build_images(images, progress), progress)
-    return apply_overlay(node, progress)
+    replaced = load_images(node, build_images(images, progress), progress)
+    return apply_overlay(node, progress, restart=replaced)
 
 
 def build_images(images: Sequence[str], progress: Progress) -> list[Path]:
@@ -80,8 +82,9 @@ def build_images(images: Sequence[str], progress: Progress) -> list[Path]:
     return [Path(line) for line in printed]
 
 
-def load_images(node: Node, archives: Iterable[Path], progress: Progress) -> None:
-    """Load the archives that the node does not hold yet."""
+def load_images(node: Node, archives: Iterable[Path], progress: Progress) -> list[str]:
+    """Load the archives that the node does not hold yet; returns those that took the place of an older one."""
+    replaced = []
     stamps = node.place.data / "loaded"
     stamps.mkdir(exist_ok=True)
     for archive in archives:
@@ -91,22 +94,45 @@ def load_images(node: Node, archives: Iterable[Path], progress: Progress) -> Non
             continue
         progress.say(f"  loading {archive.stem} into the node")
         node.load_image(archive)
+        if stamp.exists():
+            replaced.append(archive.stem)
         stamp.write_text(version, encoding="utf-8")
+    return replaced
 
 
-def apply_overlay(cluster: Cluster, progress: Progress) -> Suite:
-    """Apply deploy/overlays/dev and wait until every Deployment in it is available."""
+def apply_overlay(cluster: Cluster, progress: Progress, restart: Sequence[str] = ()) -> Suite:
+    """Apply deploy/overlays/dev and wait until every Deployment in it is available.
+
+    The services of `restart` are rolled: a new image under the same tag starts no pod by itself.
+    """
     progress.say("kubectl apply -k deploy/overlays/dev")
     overlay = repository() / "deploy" / "overlays" / "dev"
     cluster.run_kubectl("apply", "--server-side", "--force-conflicts", "-k", overlay, seconds=120)
+    for service in sorted({*restart} & {*SERVICE_IMAGES} - {"downloader"}):
+        progress.say(f"  rolling {service} to its new image")
+        cluster.run_kubectl("rollout", "restart", f"deployment/{service}", "-n", SYSTEM_NAMESPACE)
 
     def why_not() -> str:
         items = read(cluster, "deployments,pods", "-n", SYSTEM_NAMESPACE)["items"]
         deployments = [item for item in items if item["kind"] == "Deployment"]
         return why_unavailable(deployments, [item for item in items if item["kind"] == "Pod"])
 
-    progress.wait("the services", why_not, _AVAILABLE_SECONDS)
+    try:
+        progress.wait("the services", why_not, _AVAILABLE_SECONDS)
+    except ClusterError as error:
+        raise ClusterError(f"{error}\n{_last_words(cluster)}") from error
     return Suite(cluster)
+
+
+def _last_words(cluster: Cluster) -> str:
+    """Return the end of the log of each pod that is not ready."""
+    pods = read(cluster, "pods", "-n", SYSTEM_NAMESPACE)["items"]
+    names = [pod["metadata"]["name"] for pod in pods if why_pod_unready(pod)]
+    logs = []
+    for name in names:
+        with contextlib.suppress(ClusterError):
+            logs.append(f"{name}:\n{cluster.run_kubectl('logs', name, '-n', SYSTEM_NAMESPACE, '--tail=5')[:4000]}")
+    return "\n".join(logs)
 
 
 def why_unavailable(deployments: Sequence[Mapping[str, Any]], pods: Sequence[Mapping[str, Any]]) -> str:
@@ -139,6 +165,10 @@ def why_pod_unready(pod: Mapping[str, Any]) -> str:
     for container in (*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])):
         state = container.get("state", {})
         waiting, ended = state.get("waiting"), state.get("terminated")
+        if not container.get("ready") and (restarts := container.get("restartCount", 0)) > 1:
+            last = container.get("lastState", {}).get("terminated") or ended or {}
+            said = f"ended with {last.get('exitCode')} and was restarted {restarts} times"
+            return f"{container['name']}: {said} {_shortened(last.get('message', ''))}".strip()
         if waiting and waiting.get("reason") not in {"PodInitializing"}:
             return f"{container['name']}: {waiting.get('reason')} {_shortened(waiting.get('message', ''))}".strip()
         if ended and ended.get("exitCode"):
