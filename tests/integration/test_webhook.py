@@ -22,6 +22,7 @@ from cryptography import x509
 from matrixinfer.api.v1alpha1.defaults import with_defaults
 from matrixinfer.devcluster import ControlPlane
 from matrixinfer.devcluster.controlplane import free_ports, wait_for
+from matrixinfer.devcluster.errors import ClusterError
 from matrixinfer.devcluster.services import ServiceProcess
 
 from .conftest import ServiceStarter
@@ -151,7 +152,9 @@ def test_a_bad_object_is_refused_with_the_field_and_the_fix(webhook: Webhook, po
     ):
         refused = webhook.kubectl("apply", "-f", "-", manifest=manifest)
         assert refused.returncode != 0
-        assert 'admission webhook "validate.matrixinfer.ai" denied the request: ' + sentence in refused.stderr
+        assert f'The Model "{manifest["metadata"]["name"]}" is invalid: {sentence}' in refused.stderr
+    with pytest.raises(ClusterError, match=r'admission webhook "validate.matrixinfer.ai" denied the request: spec\.'):
+        webhook.create(flags)
 
 
 def test_an_object_is_stored_as_the_rules_default_it(webhook: Webhook, port: int) -> None:

@@ -57,6 +57,11 @@ def judge(new: Any = None, old: Any = None, *, present: bool = True, **more: Any
     return validated(parse(review(new, old, **more)), lambda _reference: present)
 
 
+def respond(verdict: Verdict, new: Any = None, **more: Any) -> dict[str, Any]:
+    response: dict[str, Any] = orjson.loads(answer(parse(review(new, **more)), verdict))["response"]
+    return response
+
+
 def broken(**spec: Any) -> dict[str, Any]:
     manifest = model(**spec)
     manifest["spec"]["backends"][0]["minReplicas"] = 3
@@ -70,12 +75,14 @@ def test_a_sound_manifest_is_allowed_without_a_word() -> None:
 def test_a_refusal_names_the_field_and_the_fix() -> None:
     verdict = judge(broken())
     assert not verdict.allowed
-    response = orjson.loads(answer("u-1", verdict))["response"]
+    response = respond(verdict, broken(), name="m")
     assert response["uid"] == "u-1"
     assert response["allowed"] is False
     assert response["status"]["code"] == 422
     assert "spec.backends[0].minReplicas" in response["status"]["message"]
-    assert response["status"]["details"]["causes"][0]["field"] == "spec.backends[0].minReplicas"
+    details = response["status"]["details"]
+    assert (details["kind"], details["name"]) == ("Model", "m")
+    assert details["causes"][0]["field"] == "spec.backends[0].minReplicas"
     assert all(error.fix for error in verdict.errors)
 
 
@@ -133,7 +140,7 @@ def test_a_version_that_serves_is_kept_from_users_but_not_from_the_garbage_colle
 def test_the_patch_turns_the_object_into_the_defaulted_one() -> None:
     manifest = model(autoscalingPolicy={"metrics": [{"metricName": "m", "targetValue": "1"}]})
     verdict = defaulted(parse(review(manifest)))
-    response = orjson.loads(answer("u-1", verdict))["response"]
+    response = respond(verdict)
     patch = orjson.loads(base64.b64decode(response["patch"]))
     filled = jsonpatch.apply_patch(manifest, patch)
     assert response["patchType"] == "JSONPatch"
@@ -144,7 +151,7 @@ def test_the_patch_turns_the_object_into_the_defaulted_one() -> None:
 
 def test_nothing_to_fill_in_is_no_patch() -> None:
     filled = jsonpatch.apply_patch(model(), list(defaulted(parse(review(model()))).patch))
-    assert "patch" not in orjson.loads(answer("u", defaulted(parse(review(filled)))))["response"]
+    assert "patch" not in respond(defaulted(parse(review(filled))))
 
 
 @pytest.mark.parametrize(
@@ -167,5 +174,5 @@ def test_what_is_no_review_is_malformed(raw: bytes) -> None:
 
 
 def test_a_failure_is_a_refusal_that_blames_us() -> None:
-    response = orjson.loads(answer("u", Verdict(failure="we broke")))["response"]
+    response = respond(Verdict(failure="we broke"))
     assert response["status"] == {"status": "Failure", "code": 500, "reason": "InternalError", "message": "we broke"}

@@ -43,6 +43,7 @@ class Question:
     group: str
     kind: str
     namespace: str
+    name: str
     user: str
     new: Object | None
     old: Object | None
@@ -88,6 +89,7 @@ def parse(raw: bytes) -> Question:
         group=_text(kind.get("group")),
         kind=_text(kind.get("kind")),
         namespace=_text(request.get("namespace")),
+        name=_text(request.get("name")),
         user=_text(user.get("username")),
         new=_object(request.get("object")),
         old=_object(request.get("oldObject")),
@@ -151,20 +153,20 @@ def _one_line(text: str) -> str:
     return line if len(line) <= _MAX_WARNING_CHARACTERS else line[: _MAX_WARNING_CHARACTERS - 1] + "…"
 
 
-def answer(uid: str, verdict: Verdict) -> bytes:
+def answer(question: Question, verdict: Verdict) -> bytes:
     """Return the AdmissionReview that carries the verdict."""
-    response: dict[str, Any] = {"uid": uid, "allowed": verdict.allowed}
+    response: dict[str, Any] = {"uid": question.uid, "allowed": verdict.allowed}
     if verdict.patch:
         response["patchType"] = "JSONPatch"
         response["patch"] = base64.b64encode(orjson.dumps(list(verdict.patch))).decode()
     if verdict.warnings:
         response["warnings"] = list(verdict.warnings)
     if not verdict.allowed:
-        response["status"] = _status(verdict)
+        response["status"] = _status(question, verdict)
     return orjson.dumps({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response})
 
 
-def _status(verdict: Verdict) -> dict[str, Any]:
+def _status(question: Question, verdict: Verdict) -> dict[str, Any]:
     if verdict.failure:
         return {"status": "Failure", "code": 500, "reason": "InternalError", "message": verdict.failure}
     causes = [
@@ -176,5 +178,6 @@ def _status(verdict: Verdict) -> dict[str, Any]:
         "code": 422,
         "reason": "Invalid",
         "message": ". ".join(str(error) for error in verdict.errors),
-        "details": {"causes": causes},
+        # kubectl makes its sentence of these: The Model "m" is invalid: …
+        "details": {"group": question.group, "kind": question.kind, "name": question.name, "causes": causes},
     }

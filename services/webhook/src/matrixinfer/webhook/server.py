@@ -63,7 +63,7 @@ class Hooks:
         verdict = self._judged(hook, question)
         outcome = "failed" if verdict.failure else "allowed" if verdict.allowed else "denied"
         metrics.REVIEWS.labels(hook, metrics.kind_label(question.kind), outcome).inc()
-        return web.Response(body=answer(question.uid, verdict), content_type="application/json")
+        return web.Response(body=answer(question, verdict), content_type="application/json")
 
     def _judged(self, hook: str, question: Question) -> Verdict:
         try:
