@@ -136,7 +136,7 @@ class World:
 
 
 def quickstart() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "examples/quickstart/model.yaml").read_text())
+    return yaml.safe_load((ROOT / "tests/data/quickstart.yaml").read_text())
 
 
 def fixture(name: str) -> dict[str, Any]:

@@ -299,6 +299,8 @@ def test_a_name_that_is_taken_is_told_and_recovers(world):
     failed = next(c for c in status.desired["conditions"] if c["type"] == "Failed")
     assert (failed["status"], failed["reason"]) == ("True", "NotOwned")
     assert "rename" in failed["message"]
+    active = next(c for c in status.desired["conditions"] if c["type"] == "Active")
+    assert (active["status"], active["reason"]) == ("False", "ModelFailed")
 
 
 def test_a_write_that_is_forbidden_is_told_and_one_that_passes_by_itself_is_not(world):

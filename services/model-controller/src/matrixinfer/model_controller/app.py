@@ -75,6 +75,7 @@ async def main(lifecycle: Lifecycle, settings: ModelControllerSettings) -> None:
                 lease_seconds=settings.lease_seconds,
                 renew_deadline_seconds=settings.renew_deadline_seconds,
                 retry_seconds=settings.retry_seconds,
+                request_seconds=settings.lease_request_seconds,
             ),
             drain_seconds=settings.drain_seconds,
             writes_in_flight=settings.writes_in_flight,

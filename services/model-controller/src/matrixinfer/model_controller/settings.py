@@ -34,6 +34,7 @@ class ModelControllerSettings(ServiceSettings):
     writes_in_flight: int = Field(50, ge=1, le=1000, description="Writes to the API server under way at once.")
     lease_seconds: float = Field(15.0, gt=0, description="How long a lease holds without renewal.")
     renew_deadline_seconds: float = Field(10.0, gt=0, description="A holder that could not renew for this long stops.")
+    lease_request_seconds: float = Field(4.0, gt=0, description="Deadline of one request for the lease.")
     retry_seconds: float = Field(2.0, gt=0, description="How often the lease is renewed, or asked for.")
 
     @property

@@ -168,7 +168,12 @@ def model_status(
 ) -> dict[str, Any]:
     """Return the whole status. `complete` says that every object exists; `failure` what went wrong, if anything."""
     before = _conditions(seen.model)
-    claims = [_active(views, failure), _progressing(views, failure, complete=complete), failure or _NO_FAILURE]
+    served_before = is_true(before, "Active")
+    claims = [
+        _active(views, failure, served_before=served_before),
+        _progressing(views, failure, complete=complete),
+        failure or _NO_FAILURE,
+    ]
     initialized = complete or is_true(before, "Initialized")
     claims.append(_INITIALIZED if initialized else _NOT_INITIALIZED)
     made: list[Condition] = [found for claim in claims if (found := find_condition(before, claim.type)) is not None]
@@ -192,16 +197,17 @@ _INITIALIZED = Claim("Initialized", True, "ModelCreating", "Model initialized")
 _NOT_INITIALIZED = Claim("Initialized", False, "ModelCreating", "Objects of the Model are being made")
 
 
-def _active(views: Sequence[BackendView], failure: Claim | None) -> Claim:
-    if failure is not None and all(view.is_available for view in views):
+def _active(views: Sequence[BackendView], failure: Claim | None, *, served_before: bool) -> Claim:
+    if failure is not None and served_before and all(view.is_available for view in views):
         return Claim("Active", True, "ModelAvailable", "Serves as before; the last change failed, see Failed")
+    if failure is not None:
+        return Claim("Active", False, "ModelFailed", failure.message)
     if all(view.is_ready for view in views):
         asleep = all(view.status.replicas == 0 for view in views)
         message = "Model is ready; it has no replica until the first request" if asleep else "Model is ready"
         return Claim("Active", True, "ModelAvailable", message)
     waiting = [view.message for view in views if not view.is_ready and view.message]
-    reason = "ModelFailed" if failure is not None else "ModelUpdating"
-    return Claim("Active", False, reason, "; ".join(waiting) or "Model is updating, not ready yet")
+    return Claim("Active", False, "ModelUpdating", "; ".join(waiting) or "Model is updating, not ready yet")
 
 
 def _progressing(views: Sequence[BackendView], failure: Claim | None, *, complete: bool) -> Claim:
