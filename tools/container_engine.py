@@ -18,14 +18,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["ContainerEngine", "NoContainerEngineError", "open_engine"]
+__all__ = ["ContainerEngine", "NoContainerEngine", "open_engine"]
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0
 LAST_WITHOUT_BUILDX = 22
 
 
-class NoContainerEngineError(Exception):
+class NoContainerEngine(Exception):
     """No engine can be used; the message says what is missing and how to get it."""
 
 
@@ -77,7 +77,7 @@ def _client() -> str:
         if major and int(major[1]) <= LAST_WITHOUT_BUILDX:
             return path
     missing = "no docker client" if not found else "no docker client that can build with BuildKit"
-    raise NoContainerEngineError(f"{missing}; fix: apt-get install docker.io")
+    raise NoContainerEngine(f"{missing}; fix: apt-get install docker.io")
 
 
 def _answers(client: str, host: str | None) -> bool:
@@ -98,7 +98,7 @@ def _answers(client: str, host: str | None) -> bool:
 def open_engine(data: Path) -> Iterator[ContainerEngine]:
     """Yield an engine: the one that answers already, else a private daemon that keeps its layers in `data`.
 
-    Raises `NoContainerEngineError` when there is neither.
+    Raises `NoContainerEngine` when there is neither.
     """
     client = _client()
     if _answers(client, None):
@@ -106,11 +106,9 @@ def open_engine(data: Path) -> Iterator[ContainerEngine]:
         return
     daemon = shutil.which("dockerd") or shutil.which("dockerd", path="/usr/sbin:/sbin")
     if not daemon:
-        raise NoContainerEngineError("no engine answers and dockerd is not installed; fix: apt-get install docker.io")
+        raise NoContainerEngine("no engine answers and dockerd is not installed; fix: apt-get install docker.io")
     if os.geteuid() != 0:
-        raise NoContainerEngineError(
-            "no engine answers and only root can start dockerd; fix: run as root or start docker"
-        )
+        raise NoContainerEngine("no engine answers and only root can start dockerd; fix: run as root or start docker")
     data.mkdir(parents=True, exist_ok=True)
     run = Path(tempfile.mkdtemp(prefix="mi-docker-", dir="/tmp"))
     host = f"unix://{run}/sock"
@@ -138,7 +136,7 @@ def _wait_until_up(child: subprocess.Popen[bytes], client: str, host: str, log: 
     while not _answers(client, host):
         if child.poll() is not None or time.monotonic() > deadline:
             tail = log.read_text(errors="replace")[-800:]
-            raise NoContainerEngineError(f"dockerd did not start; the end of its log:\n{tail}")
+            raise NoContainerEngine(f"dockerd did not start; the end of its log:\n{tail}")
         time.sleep(0.2)
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tools.container_engine import ContainerEngine, NoContainerEngineError, open_engine
+from tools.container_engine import ContainerEngine, NoContainerEngine, open_engine
 
 __all__ = ["IMAGES", "main"]
 
@@ -166,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 if options.action == "save":
                     for archive in save(engine, names, options.tag, options.to):
                         print(archive)
-    except NoContainerEngineError as exc:
+    except NoContainerEngine as exc:
         say(f"cannot build images: {exc}")
         return 1
     return 0

@@ -5,9 +5,6 @@ Owns the mapping from a status code and a `Status` body to a type. Refuses to de
 only the reason in the body tells them apart; a uid that does not match is a 409 in a delete, but a 422 in a patch.
 """
 
-# The names are the reasons that the API itself uses; "NotFoundError" would say the same thing twice.
-# ruff: noqa: N818
-
 from collections.abc import Mapping
 from typing import Any
 

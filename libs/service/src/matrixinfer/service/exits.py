@@ -24,8 +24,7 @@ class ExitCode(IntEnum):
     """Asked to stop, but work was still going on when the drain time was over, and was cut."""
 
 
-# Reads as what it does at the place that raises it; it is not always an error.
-class Exit(Exception):  # noqa: N818
+class Exit(Exception):
     """Ends the process with `code`; `reason` is a sentence for the operator and ends up in the log."""
 
     def __init__(self, code: int, reason: str) -> None:

@@ -87,7 +87,7 @@ class StatusError(Exception):
         return body
 
 
-class ConnectionCut(Exception):  # noqa: N818  (an event that befalls the caller, named for what happened)
+class ConnectionCut(Exception):
     """The connection died; whether the write took effect is for the caller to find out."""
 
 

@@ -30,7 +30,7 @@ _MAX_WARNING_CHARACTERS: Final = 250
 _CLEANERS: Final = ("system:serviceaccount:kube-system:", "system:kube-controller-manager")
 
 
-class MalformedReview(Exception):  # noqa: N818  (what arrived is named, not the act of refusing it)
+class MalformedReview(Exception):
     """The body is no AdmissionReview of version v1."""
 
 
