@@ -79,10 +79,10 @@ def build(client: Client, namespace: str, identity: str, *, elect: bool = True) 
         name=LEASE,
         namespace=namespace,
         identity=identity,
-        lease_seconds=3.0,
-        renew_deadline_seconds=2.0,
+        lease_seconds=5.0,
+        renew_deadline_seconds=3.5,
         retry_seconds=0.25,
-        request_seconds=0.9,
+        request_seconds=1.4,
     )
     return Manager(client, cache, [controller], component="replicas", election=election if elect else None), pods
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import selectors
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +10,7 @@ import orjson
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
+from structlog.testing import capture_logs
 
 from matrixinfer.kube.client import Client
 from matrixinfer.kube.errors import DeadlineExceeded, Unreachable, error_from_status
@@ -46,6 +47,13 @@ def answer(body: Any, status: int = 200, **headers: str) -> web.Response:
 
 def status_body(code: int, reason: str, message: str = "no", **more: Any) -> dict[str, Any]:
     return {"kind": "Status", "status": "Failure", "code": code, "reason": reason, "message": message, **more}
+
+
+@pytest.fixture(autouse=True)
+def _quiet() -> Iterator[None]:
+    """Logs are taken in, not rendered: a traceback in colours takes longer than most tests."""
+    with capture_logs():
+        yield
 
 
 @pytest.fixture

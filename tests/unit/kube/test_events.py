@@ -58,10 +58,10 @@ def test_one_object_cannot_flood_but_recovers() -> None:
 
 
 def test_memory_is_bounded() -> None:
-    correlator = Correlator()
-    for number in range(6000):
+    correlator = Correlator(memory=50)
+    for number in range(200):
         correlator.correlate(ObjectReference(PODS, Key("default", "x"), f"uid-{number}"), NOTE, at(0))
-    assert len(correlator._series) == len(correlator._buckets) == len(correlator._alike) == 4096
+    assert len(correlator._series) == len(correlator._buckets) == len(correlator._alike) == 50
 
 
 async def test_an_event_is_created_once_and_then_counted(memory_client: Any, api: Any) -> None:

@@ -26,10 +26,10 @@ FAST = ElectionSettings(
     name="lease",
     namespace=NS,
     identity="pod",
-    lease_seconds=0.5,
-    renew_deadline_seconds=0.3,
+    lease_seconds=5.0,
+    renew_deadline_seconds=3.5,
     retry_seconds=0.02,
-    request_seconds=0.15,
+    request_seconds=1.4,
 )
 
 

@@ -29,7 +29,6 @@ log = structlog.get_logger(__name__)
 _MESSAGE_LIMIT: Final = 1024
 _COMBINE_AFTER: Final = 10
 _COMBINE_WINDOW: Final = timedelta(minutes=10)
-_MEMORY: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +66,8 @@ class Correlator:
     Pure but for its memory, which is bounded.
     """
 
-    def __init__(self, *, burst: int = 25, refill_seconds: float = 10.0) -> None:
+    def __init__(self, *, burst: int = 25, refill_seconds: float = 10.0, memory: int = 4096) -> None:
+        self._memory = memory
         self._burst = burst
         self._refill_seconds = refill_seconds
         self._series: OrderedDict[tuple[str, str, str, str], Series] = OrderedDict()
@@ -88,7 +88,7 @@ class Correlator:
         combined = Note(note.reason, message, note.type)
         if series is None:
             series = Series(reference, combined, _name(reference, identity, now), now, now)
-            _remember(self._series, identity, series)
+            self._remember(self._series, identity, series)
             return series
         self._series.move_to_end(identity)
         series.count += 1
@@ -106,7 +106,7 @@ class Correlator:
         bucket = self._buckets.get(uid)
         if bucket is None:
             bucket = _Bucket(float(self._burst), now)
-            _remember(self._buckets, uid, bucket)
+            self._remember(self._buckets, uid, bucket)
         earned = (now - bucket.at).total_seconds() / self._refill_seconds
         bucket.tokens, bucket.at = min(float(self._burst), bucket.tokens + max(0.0, earned)), now
         if bucket.tokens < 1.0:
@@ -121,8 +121,14 @@ class Correlator:
             since, messages = now, set()
         if len(messages) < _COMBINE_AFTER:
             messages.add(message)
-        _remember(self._alike, identity, (since, messages))
+        self._remember(self._alike, identity, (since, messages))
         return message not in messages
+
+    def _remember(self, memory: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+        memory[key] = value
+        memory.move_to_end(key)
+        if len(memory) > self._memory:
+            memory.popitem(last=False)
 
 
 class EventRecorder:
@@ -242,10 +248,3 @@ def _timestamp(moment: datetime) -> str:
 def _name(reference: ObjectReference, identity: tuple[str, str, str, str], now: datetime) -> str:
     digest = hashlib.sha256("\0".join((*identity, now.isoformat())).encode()).hexdigest()[:16]
     return f"{reference.key.name[:200]}.{digest}"
-
-
-def _remember(memory: "OrderedDict[Any, Any]", key: Any, value: Any) -> None:
-    memory[key] = value
-    memory.move_to_end(key)
-    if len(memory) > _MEMORY:
-        memory.popitem(last=False)
