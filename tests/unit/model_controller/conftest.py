@@ -12,7 +12,7 @@ import yaml
 from matrixinfer.api.v1alpha1.defaults import with_defaults
 from matrixinfer.api.v1alpha1.modelversion import ModelVersion
 from matrixinfer.engines.engine import EngineName
-from matrixinfer.kube.plan import Apply, Create, Delete, Plan, Scale
+from matrixinfer.kube.plan import Apply, Delete, Plan, Scale
 from matrixinfer.kube.resource import key_of
 from matrixinfer.model_controller.observe import Seen
 from matrixinfer.model_controller.plan import plan
@@ -83,7 +83,7 @@ class World:
 
     def _do(self, step: Any) -> None:
         match step:
-            case Create(resource, manifest):
+            case Apply(resource, manifest) if resource == VERSIONS:
                 self.versions[key_of(manifest).name] = self._stored(manifest, {})
             case Apply(resource, manifest) if resource in (SERVICE_ACCOUNTS, ROLE_BINDINGS):
                 self.access[resource] = self._stored(manifest, {})

@@ -38,3 +38,8 @@ def test_a_refused_request_is_lacking_not_used():
     events = [event("delete", "pods", decision="forbid")]
     assert used(events, USER) == frozenset()
     assert [str(p) for p in refused(events, USER)] == ["delete pods"]
+
+
+def test_an_apply_that_makes_its_object_needs_the_right_to_create():
+    made = {**event("patch", "pods"), "responseStatus": {"code": 201}}
+    assert used([made], USER) == {Permission("", "pods", "patch"), Permission("", "pods", "create")}

@@ -6,9 +6,11 @@ that nobody needs, and a request that no rule allowed shows only in production; 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 __all__ = ["Permission", "granted", "refused", "used"]
+
+_CREATED: Final = 201
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -37,7 +39,8 @@ def granted(rules: Iterable[Mapping[str, Any]]) -> frozenset[Permission]:
 
 def used(events: Iterable[Mapping[str, Any]], user: str) -> frozenset[Permission]:
     """Every permission that `user` (`system:serviceaccount:NAMESPACE:NAME`) needed for its successful requests."""
-    return frozenset(_permission(e) for e in events if _is_by(e, user) and not _is_refused(e))
+    mine = [event for event in events if _is_by(event, user) and not _is_refused(event)]
+    return frozenset(_permission(event) for event in mine) | {_made_by_apply(e) for e in mine if _is_made_by_apply(e)}
 
 
 def refused(events: Iterable[Mapping[str, Any]], user: str) -> frozenset[Permission]:
@@ -51,6 +54,15 @@ def _is_by(event: Mapping[str, Any], user: str) -> bool:
 
 def _is_refused(event: Mapping[str, Any]) -> bool:
     return bool(event.get("annotations", {}).get("authorization.k8s.io/decision") == "forbid")
+
+
+def _is_made_by_apply(event: Mapping[str, Any]) -> bool:
+    """A server-side apply that makes its object is audited as a patch, and asks for the right to create as well."""
+    return bool(event["verb"] == "patch" and event.get("responseStatus", {}).get("code") == _CREATED)
+
+
+def _made_by_apply(event: Mapping[str, Any]) -> Permission:
+    return _permission({**event, "verb": "create"})
 
 
 def _permission(event: Mapping[str, Any]) -> Permission:

@@ -17,7 +17,7 @@ from matrixinfer.api.names import backend_object_name
 from matrixinfer.api.v1alpha1.model import Model, ModelBackend
 from matrixinfer.api.v1alpha1.modelversion import ModelVersion
 from matrixinfer.api.v1alpha1.validation import validate
-from matrixinfer.kube.plan import Apply, Create, Delete, EventType, Note, Plan, Scale, Step, WriteStatus
+from matrixinfer.kube.plan import Apply, Delete, EventType, Note, Plan, Scale, Step, WriteStatus
 from matrixinfer.kube.resource import Key, Manifest, Resource, key_of
 from matrixinfer.model_controller.desired import Child, Desired, desired
 from matrixinfer.model_controller.drift import has_drifted
@@ -116,7 +116,7 @@ def _access_steps(seen: Seen, model: Model) -> Iterable[Step]:
 
 def _version_steps(model: Model, wanted: Desired) -> Iterable[Step]:
     made = {served.name: served for served in wanted.served if not served.is_recorded}
-    return [Create(VERSIONS, version_manifest(model, served)) for served in made.values()]
+    return [Apply(VERSIONS, version_manifest(model, served)) for served in made.values()]
 
 
 def _child_steps(seen: Seen, child: Child) -> Iterable[Step]:
@@ -274,7 +274,7 @@ def _why(waves: Sequence[Sequence[Step]]) -> str:
 
 def _said(step: Step) -> str:
     match step:
-        case Apply() | Create():
+        case Apply():
             return f"write {step.resource.kind} {key_of(step.manifest).name}"
         case Delete():
             return f"delete {step.resource.kind} {step.key.name}"
@@ -290,7 +290,7 @@ def _step_notes(seen: Seen, waves: Sequence[Sequence[Step]]) -> list[Note]:
 
 def _step_note(seen: Seen, step: Step) -> Note | None:
     match step:
-        case Create():
+        case Apply() if step.resource == VERSIONS:
             return Note("VersionRecorded", f"Recorded {step.resource.kind} {key_of(step.manifest).name}")
         case Apply() if step.resource in CHILDREN:
             name = key_of(step.manifest).name

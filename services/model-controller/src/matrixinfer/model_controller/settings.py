@@ -28,7 +28,7 @@ class ModelControllerSettings(ServiceSettings):
         300, ge=1, le=86400, description="Longest wait for requests of an engine pod that is told to stop."
     )
     restart_grace_seconds: int = Field(
-        60, ge=0, le=86400, description="How long a failed engine pod may try to come back before it is replaced."
+        20, ge=0, le=86400, description="How long a failed engine pod may try to come back before it is replaced."
     )
     workers: int = Field(16, ge=1, le=512, description="Models that are worked on at the same time.")
     writes_in_flight: int = Field(50, ge=1, le=1000, description="Writes to the API server under way at once.")

@@ -192,7 +192,7 @@ def model_status(
     }
 
 
-_NO_FAILURE = Claim("Failed", False, "NoFailure", "")
+_NO_FAILURE = Claim("Failed", False, "NoFailure", "Nothing failed")
 _INITIALIZED = Claim("Initialized", True, "ModelCreating", "Model initialized")
 _NOT_INITIALIZED = Claim("Initialized", False, "ModelCreating", "Objects of the Model are being made")
 

@@ -21,7 +21,7 @@ class RenderEnvironment:
     )
     allow_file_sources: bool = False
     termination_grace_seconds: int = 300
-    restart_grace_seconds: int = 60
+    restart_grace_seconds: int = 20
 
     def image_for(self, backend_type: str) -> str:
         """Return the image of an engine that a worker leaves to us; empty when none is set.
