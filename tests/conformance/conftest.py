@@ -130,7 +130,7 @@ class Wire:
         """Read until the answer has this code; the real server's controllers take a moment."""
         async with asyncio.timeout(SECONDS):
             # Polling, as there is no event for what is not there yet.
-            while (await self.get(what)).code != code:  # noqa: ASYNC110
+            while (await self.get(what)).code != code:
                 await asyncio.sleep(0.05)
 
     async def until_gone(self, what: str) -> None:
