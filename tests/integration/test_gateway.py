@@ -264,7 +264,7 @@ async def traffic(gateway: Gateway, clients: int = 8, **extra: Any) -> AsyncIter
 async def until(_what: str, holds: Callable[[], bool], seconds: float = 20) -> None:
     async with asyncio.timeout(seconds):
         # The world outside this process has no event to wait for.
-        while not await asyncio.to_thread(holds):  # noqa: ASYNC110
+        while not await asyncio.to_thread(holds):
             await asyncio.sleep(0.05)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
+
 from matrixinfer.gateway.access import AccessRecord
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.types import (
@@ -278,6 +279,11 @@ class Rig:
         answer = await client.answer()
         client.close()
         return answer
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        """Wait for what happens between two sockets of this process, where there is no event to wait for."""
+        while not holds():
+            await asyncio.sleep(0)
 
     async def record(self) -> AccessRecord:
         """Wait for the newest access record."""

@@ -1,0 +1,221 @@
+"""Worker processes without a cluster: what they import, how they live and end."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from prometheus_client import CollectorRegistry
+
+from matrixinfer.devcluster import repository
+from matrixinfer.devcluster.controlplane import wait_for
+from matrixinfer.gateway.board import LoadBoard
+from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
+from matrixinfer.gateway.fleet import Fleet, listeners
+from matrixinfer.gateway.handler import TrafficDefaults
+from matrixinfer.gateway.ipc import Configure
+from matrixinfer.gateway.metrics import Traffic
+from matrixinfer.gateway.wire.pool import PoolLimits
+from matrixinfer.gateway.wire.server import InletLimits
+from matrixinfer.service.clock import monotonic
+
+REQUEST = b'POST /v1/x HTTP/1.1\r\nhost: gw\r\ncontent-length: 13\r\n\r\n{"model":"m"}'
+CONFIG = Configure(
+    "info", InletLimits(), PoolLimits(), TrafficDefaults(), access_log=False, upstream_ca_file=None, drain_seconds=5
+)
+
+
+def test_a_worker_loads_nothing_that_talks_to_the_api_server() -> None:
+    code = "import sys, matrixinfer.gateway.worker; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    forbidden = {"kubernetes_asyncio", "aiohttp", "pydantic", "prometheus_client", "matrixinfer.kube"}
+    assert {name for name in loaded if name in forbidden} == set()
+
+
+class World:
+    """A fleet of two workers in front of one engine that answers when it is told to."""
+
+    def __init__(self, tasks: asyncio.TaskGroup) -> None:
+        self.tasks = tasks
+        self.release = asyncio.Event()
+        self.release.set()
+        self.waiting = 0
+        self.sockets = listeners("127.0.0.1", 0, 2)
+        self.port = self.sockets[0].getsockname()[1]
+        self.board_fd = LoadBoard.create(2, 64)
+        self.traffic = Traffic(CollectorRegistry())
+
+    async def start(self, config: Configure = CONFIG) -> None:
+        self.engine = await asyncio.start_server(self.answer, "127.9.0.2", 0)
+        self.fleet = Fleet(
+            listeners=self.sockets,
+            board_fd=self.board_fd,
+            slots=64,
+            config=config,
+            traffic=self.traffic,
+            clock=monotonic,
+        )
+        self.running = self.tasks.create_task(self.fleet.run())
+        self.publish(1)
+        await self.until(lambda: self.fleet.is_serving is True)
+
+    def publish(self, revision: int) -> None:
+        address, port = self.engine.sockets[0].getsockname()
+        server = Server("ns", "s", None, "vLLM", (Endpoint(5, "pod", "uid", address, port),))
+        route = Route("ns", "r", "m", (), (Rule("", None, (Target("s", 100, 0),)),))
+        self.fleet.publish(Snapshot(revision, (server,), (route,)))
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while True:
+                await reader.readuntil(b'{"model":"m"}')
+                self.waiting += 1
+                await self.release.wait()
+                self.waiting -= 1
+                writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok")
+        except (asyncio.IncompleteReadError, ConnectionError):
+            writer.close()
+
+    async def ask(self) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        writer.write(REQUEST)
+        try:
+            return (await reader.readuntil(b"\r\n\r\nok")).split(b"\r\n")[0]
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return b"lost"
+        finally:
+            writer.close()
+
+    async def until(self, holds: Any) -> None:
+        async with asyncio.timeout(20):
+            # Other processes have no event to wait for.
+            while not holds():
+                await asyncio.sleep(0.02)
+
+    def workers(self) -> list[dict[str, Any]]:
+        described: Any = self.fleet.describe()
+        return list(described)
+
+    def load(self) -> int:
+        return int(sum(self.fleet.board.requests(lambda row: (row[5],))))
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    async with asyncio.TaskGroup() as tasks:
+        made = World(tasks)
+        yield made
+        made.running.cancel()
+        made.engine.close()
+    os.close(made.board_fd)
+
+
+async def test_all_workers_see_the_requests_of_all(world: World) -> None:
+    await world.start()
+    world.release.clear()
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(world.ask()) for _ in range(12)]
+        await world.until(lambda: world.waiting == 12)
+        assert world.load() == 12
+        world.release.set()
+    assert {task.result() for task in asking} == {b"HTTP/1.1 200 OK"}
+    await world.until(lambda: world.load() == 0)
+
+
+async def test_a_killed_worker_loses_its_own_requests_and_is_replaced(world: World) -> None:
+    await world.start()
+    world.release.clear()
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(world.ask()) for _ in range(12)]
+        await world.until(lambda: world.waiting == 12)
+        os.kill(world.workers()[0]["pid"], signal.SIGKILL)
+        await world.until(lambda: world.fleet.is_serving is not True)
+        await world.until(lambda: world.fleet.is_serving is True)
+        lost = 12 - world.load()
+        world.release.set()
+    results = [task.result() for task in asking]
+    assert results.count(b"lost") == lost
+    assert results.count(b"HTTP/1.1 200 OK") == 12 - lost
+    assert {await world.ask() for _ in range(20)} == {b"HTTP/1.1 200 OK"}
+    await world.until(lambda: world.load() == 0)
+
+
+async def test_a_worker_that_is_asked_to_end_finishes_and_is_replaced(world: World) -> None:
+    await world.start()
+    world.release.clear()
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(world.ask()) for _ in range(8)]
+        await world.until(lambda: world.waiting == 8)
+        pid = world.workers()[0]["pid"]
+        os.kill(pid, signal.SIGTERM)
+        await asyncio.sleep(0.2)
+        assert world.load() == 8
+        world.release.set()
+    assert {task.result() for task in asking} == {b"HTTP/1.1 200 OK"}
+    await world.until(lambda: pid not in {w["pid"] for w in world.workers()} and world.fleet.is_serving is True)
+
+
+SUPERVISOR = """
+import asyncio, json
+from tests.integration.test_gateway_workers import World
+
+async def main():
+    async with asyncio.TaskGroup() as tasks:
+        world = World(tasks)
+        await world.start()
+        print(json.dumps([[worker["pid"] for worker in world.workers()]]), flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+def test_workers_end_when_the_supervisor_is_gone() -> None:
+    """The supervisor dies without a word, as from `kill -9`: nobody is left to replace or to feed its workers."""
+    with subprocess.Popen([sys.executable, "-c", SUPERVISOR], stdout=subprocess.PIPE, cwd=repository()) as process:
+        assert process.stdout is not None
+        (pids,) = json.loads(next(line for line in process.stdout if line.startswith(b"[[")))
+        process.kill()
+    wait_for("the workers' end", lambda: not any(_exists(pid) for pid in pids), 30)
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+async def test_a_drain_ends_every_worker_after_its_requests(world: World) -> None:
+    await world.start()
+    world.release.clear()
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(world.ask()) for _ in range(6)]
+        await world.until(lambda: world.waiting == 6)
+        world.fleet.drain("last")
+        await asyncio.sleep(0.2)
+        assert not world.running.done()
+        world.release.set()
+    assert {task.result() for task in asking} == {b"HTTP/1.1 200 OK"}
+    async with asyncio.timeout(30):
+        await world.running
+
+
+async def test_a_stream_that_never_ends_is_cut_when_the_drain_time_is_over(world: World) -> None:
+    await world.start(msgspec.structs.replace(CONFIG, drain_seconds=0.3))
+    world.release.clear()
+    async with asyncio.TaskGroup() as tasks:
+        asking = tasks.create_task(world.ask())
+        await world.until(lambda: world.waiting == 1)
+        world.fleet.drain("last")
+        async with asyncio.timeout(30):
+            await world.running
+    assert asking.result() == b"lost"
