@@ -94,6 +94,7 @@ REFUSED = [
     ("harbor-24b", "spec.backends.0.workers.0.affinity", {"nodeAffinty": {}}, "nodeAffinty"),
     ("harbor-24b", "spec.backends.1.name", "agg", "Duplicate value"),
     ("harbor-24b", "spec", ..., "spec: Required value"),
+    ("lantern-8b", "spec.backends.0.routeWeight", 0, "routeWeight above 0"),
     ("mosaic", "spec.backends.0.scalingCost", 0, "needs a scalingCost of at least 1"),
     ("mosaic", "spec.backends.0.maxReplicas", 1_000_000, "must not exceed 1000000"),
     ("queue-depth", "spec.metrics.0.targetValue", 0, "greater than 0"),
@@ -181,3 +182,15 @@ def test_all_kinds_are_found_by_category_and_short_name(control_plane: ControlPl
         assert kubectl(control_plane, "get", "-n", namespace, short).returncode == 0
     table = kubectl(control_plane, "get", "-n", namespace, "modelservers").stdout.splitlines()
     assert table[0].split() == ["NAME", "ENGINE", "ENDPOINTS", "ACCEPTED", "AGE"]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples").glob("*/*.yaml")), ids=lambda path: str(path.relative_to(ROOT))
+)
+def test_an_example_is_taken(control_plane: ControlPlane, namespace: str, path: Path):
+    """Every manifest that we tell users to apply, under strict checks for unknown fields."""
+    ours = [d for d in yaml.safe_load_all(path.read_text()) if d and "matrixinfer.ai" in d["apiVersion"]]
+    for document in ours:
+        document["metadata"].pop("namespace", None)
+        taken = kubectl(control_plane, "apply", "--validate=strict", "-n", namespace, "-f", "-", manifest=document)
+        assert taken.returncode == 0, taken.stderr

@@ -76,6 +76,7 @@ RULES: Final[Mapping[str, tuple[CelRule, ...]]] = {
             "self.backends.map(b, b.maxReplicas).sum() <= 1000000",
             "the sum of maxReplicas over all backends must not exceed 1000000",
         ),
+        CelRule("self.backends.exists(b, b.routeWeight > 0)", "at least one backend must have a routeWeight above 0"),
     ),
     "ModelBackend": (
         _MIN_MAX,

@@ -42,6 +42,8 @@ def model_errors(new: Model, old: Model | None) -> Iterator[FieldError]:
         yield FieldError(
             "spec.backends", f"the sum of maxReplicas is {total}, which exceeds {_MOST_REPLICAS}", "lower maxReplicas"
         )
+    if all(backend.route_weight == 0 for backend in new.spec.backends):
+        yield FieldError("spec.backends[0].routeWeight", "is 0 on every backend, so none gets a request", "raise one")
     yield from _scaling_errors(new)
     if new.spec.autoscaling_policy is not None:
         yield from policy_spec_errors(new.spec.autoscaling_policy, "spec.autoscalingPolicy")
@@ -72,8 +74,6 @@ def model_notices(new: Model, old: Model | None) -> Iterator[FieldError]:
             yield FieldError(
                 f"{path}.minReplicas", f"is {backend.min_replicas}, so nothing scales to zero", "write 0 to allow it"
             )
-    if new.spec.backends and all(backend.route_weight == 0 for backend in new.spec.backends):
-        yield FieldError("spec.backends[0].routeWeight", "is 0 on every backend, so none gets a request", "raise one")
 
 
 def version_errors(new: ModelVersion, old: ModelVersion | None) -> Iterator[FieldError]:
