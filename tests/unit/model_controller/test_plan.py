@@ -310,3 +310,11 @@ def test_a_write_that_is_forbidden_is_told_and_one_that_passes_by_itself_is_not(
     forbidden = explain(made.seen, plan, [Failure(step, Forbidden(403, "Forbidden", "no"))], made.now)
     assert next(c for c in forbidden[-1].desired["conditions"] if c["type"] == "Failed")["reason"] == "WriteRefused"
     assert explain(made.seen, plan, [Failure(step, Conflict(409, "Conflict", "again"))], made.now) == plan.status
+
+
+def test_a_namespace_that_goes_is_no_failure(world):
+    made = world("quickstart")
+    plan = made.plan()
+    details = {"causes": [{"reason": "NamespaceTerminating"}]}
+    failure = Failure(plan.steps[0], Forbidden(403, "Forbidden", "it is being terminated", details))
+    assert explain(made.seen, plan, [failure], made.now) == plan.status

@@ -6,9 +6,10 @@ change with every hiccup; the queue retries those.
 
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from typing import Any
 
 from matrixinfer.kube.apply import Failure
-from matrixinfer.kube.errors import Forbidden, Invalid, NotOwned
+from matrixinfer.kube.errors import ApiError, Forbidden, Invalid, NotOwned
 from matrixinfer.kube.plan import Plan, WriteStatus
 from matrixinfer.kube.resource import Key
 from matrixinfer.model_controller.observe import Observer, Seen
@@ -46,8 +47,16 @@ def explain(seen: Seen, made: Plan, failures: Sequence[Failure], now: datetime) 
             case NotOwned():
                 message = f"{failure.error}; rename the Model or its backend, or remove the other object"
                 return with_failure(seen, made, "NotOwned", message, now)
+            case Forbidden() if _is_leaving(failure.error):
+                # The namespace goes, and with it everything that could be said.
+                continue
             case Forbidden() | Invalid():
                 return with_failure(seen, made, "WriteRefused", str(failure), now)
             case _:
                 continue
     return made.status
+
+
+def _is_leaving(error: ApiError) -> bool:
+    causes: Any = (error.details or {}).get("causes") or ()
+    return any(cause.get("reason") == "NamespaceTerminating" for cause in causes)
