@@ -1,8 +1,11 @@
 """The infer-controller as a real process, with the rights it ships with, on a real API server with simulated nodes."""
 
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
@@ -130,8 +133,6 @@ def audited(plane: ControlPlane, since: float) -> list[Json]:
 
 
 def _moment(event: Json) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
 
 
@@ -207,6 +208,89 @@ def test_a_steady_fleet_costs_no_write(controller: ServiceProcess, fleet: Fleet)
     quiet_until = quiet_since + 10
     wait_for("ten seconds", lambda: time.time() >= quiet_until, 20)
     assert [(e["verb"], e["objectRef"]) for e in audited(fleet.plane, quiet_since)] == []
+
+
+class Engine:
+    """An engine's metrics page at a pod's address."""
+
+    def __init__(self, address: str, port: int) -> None:
+        engine = self
+
+        class Page(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                page = f"vllm:num_requests_running {engine.running}\nvllm:num_requests_waiting 0\n".encode()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(page)))
+                self.end_headers()
+                self.wfile.write(page)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.running = 1
+        self.server = ThreadingHTTPServer((address, port), Page)
+        self.thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join(5)
+
+
+def test_a_pod_that_still_has_requests_is_marked_and_kept_until_they_are_done(
+    service_process: Callable[..., ServiceProcess], nodes: list[str], fleet: Fleet
+) -> None:
+    service_process("infer-controller", {**QUICK, "MATRIXINFER_INFER_CONTROLLER_SETTLE_SECONDS": "4"})
+    made = role("engine:1")
+    made["entryTemplate"]["spec"]["containers"][0]["ports"] = [{"name": "http", "containerPort": 8000}]
+    fleet.create(spec(2, made))
+    fleet.wait_settled()
+    engine = Engine(fleet.pods()["demo-1-leader-0-0"]["status"]["podIP"], 8000)
+    try:
+        fleet.patch({"replicas": 1})
+        fleet.wait("the mark", lambda: names.INFER_DRAINING_SINCE in marks_of(fleet, "demo-1-leader-0-0"))
+        marked = time.monotonic()
+        # Beyond the settle time: only the engine's word keeps the pod.
+        wait_for("six seconds", lambda: time.monotonic() > marked + 6, 20)
+        assert "deletionTimestamp" not in fleet.pods()["demo-1-leader-0-0"]["metadata"]
+        engine.running = 0
+        fleet.wait("the pod to go", lambda: sorted(fleet.pods()) == ["demo-0-leader-0-0"], 10)
+        fleet.wait_settled()
+    finally:
+        engine.stop()
+
+
+def marks_of(fleet: Fleet, pod: str) -> Json:
+    return dict(fleet.pods()[pod]["metadata"].get("annotations", {}))
+
+
+def test_the_pods_of_a_node_that_stops_answering_are_made_again_elsewhere(
+    service_process: Callable[..., ServiceProcess], nodes: list[str], fleet: Fleet
+) -> None:
+    service_process("infer-controller", {**QUICK, "MATRIXINFER_INFER_CONTROLLER_NODE_LOST_SECONDS": "1"})
+    fleet.create(spec(3, role("engine:1")))
+    fleet.wait_settled()
+    before = fleet.pods()
+    lost = before["demo-0-leader-0-0"]["spec"]["nodeName"]
+    on_it = {name for name, pod in before.items() if pod["spec"]["nodeName"] == lost}
+    # No new pod may land there, as the node lifecycle controller would see to.
+    taint = {"key": "node.kubernetes.io/unreachable", "effect": "NoSchedule"}
+    fleet.plane.api.patch(f"/api/v1/nodes/{lost}", {"spec": {"taints": [taint]}})
+    stamp = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    silent = {"type": "Ready", "status": "Unknown", "reason": "NodeStatusUnknown", "lastTransitionTime": stamp}
+    fleet.plane.api.patch(f"/api/v1/nodes/{lost}/status", {"status": {"conditions": [silent]}}, "strategic-merge")
+
+    def moved() -> bool:
+        pods = fleet.pods()
+        return pods.keys() == before.keys() and all(
+            pods[name]["spec"].get("nodeName") not in (None, lost) for name in on_it
+        )
+
+    fleet.wait("the pods to move", moved)
+    fleet.wait_settled()
+    stayed = set(before) - on_it
+    assert {n: fleet.pods()[n]["metadata"]["uid"] for n in stayed} == {n: before[n]["metadata"]["uid"] for n in stayed}
 
 
 def test_a_crash_loop_is_rebuilt_with_growing_pauses_and_given_up_at_the_limit(

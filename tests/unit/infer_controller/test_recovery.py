@@ -18,6 +18,7 @@ from tests.unit.infer_controller.worlds import (
     template,
 )
 
+from matrixinfer.api.conditions import set_condition
 from matrixinfer.api.v1alpha1.modelinfer import RecoveryPolicy, RecoveryRecord
 from matrixinfer.infer_controller.fleet import Cause, Scope, Timing
 from matrixinfer.infer_controller.recovery import backoff, due_rebuilds, failure_of, records
@@ -80,12 +81,24 @@ def test_workers_without_their_entry_pod_tell_that_it_vanished():
     assert reason(pod(index=1), size=2) == "PodVanished"
 
 
-def test_a_formed_unit_that_lacks_a_worker_has_lost_it():
-    assert reason(pod(ready_changed=ago(31)), size=2) == "PodVanished"
+def available(seconds_ago, status="True"):
+    return set_condition([], "Available", status, "Any", "", 1, ago(seconds_ago))
+
+
+def test_a_unit_that_was_available_and_lacks_a_worker_has_lost_it():
+    formed = infer(conditions=tuple(available(20)))
+    assert reason(pod(ready_changed=ago(30), created=ago(60)), size=2, of=formed) == "PodVanished"
+    assert reason(pod(ready_changed=ago(5), created=ago(10)), size=2, of=formed) == "", "it was made afterwards"
+
+
+def test_a_unit_that_was_ready_for_long_had_all_its_workers():
+    assert reason(pod(ready_changed=ago(600)), size=2) == "PodVanished"
 
 
 def test_a_unit_that_is_still_being_made_has_lost_nothing():
-    assert reason(pod(ready_changed=ago(5)), size=2) == ""
+    assert reason(pod(ready_changed=ago(500)), size=2) == ""
+    starting = infer(conditions=tuple(available(20, "False")))
+    assert reason(pod(ready_changed=ago(30), created=ago(60)), size=2, of=starting) == ""
     assert reason(pod(ready=False), size=2) == ""
 
 

@@ -55,7 +55,7 @@ async def main(lifecycle: Lifecycle, settings: InferControllerSettings) -> None:
         metrics.LOST_NODES.set_function(lambda: len(lost.believed))
         load = LoadFeed(
             lambda: pods.by_index(BY_DRAINING, "yes"),
-            read_over_http(session, deadline_seconds=settings.load_poll_seconds),
+            read_over_http(session, deadline_seconds=settings.load_deadline_seconds),
             wake,
             every_seconds=settings.load_poll_seconds,
         )

@@ -1,8 +1,8 @@
 """How many requests a draining pod still has, read from its engine's own metrics.
 
 Owns one small loop that asks only pods that are being removed, so a steady fleet is never asked anything. Refuses to
-decide: it tells `drain` a number, or nothing. The trap: an engine that does not answer is not idle; its old number is
-dropped, and the pod waits for the deadline instead.
+decide: it tells `drain` a number, or nothing. The trap: an engine that is too busy to answer in time is busy, not idle
+and not unknown; one that refuses the connection has no requests left to lose.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ Read = Callable[[Pod], Awaitable[int | None]]
 
 _CONCURRENT: Final = 32
 _LARGEST_PAGE: Final = 4 * 2**20
+_BUSY: Final = 1
 
 
 class LoadFeed:
@@ -79,7 +80,9 @@ def read_over_http(session: aiohttp.ClientSession, *, deadline_seconds: float) -
                     return None
                 page = await answer.content.read(_LARGEST_PAGE)
             found = reader.read(page).in_flight
-        except (aiohttp.ClientError, TimeoutError, OSError, ExpositionTooLarge):
+        except TimeoutError:
+            return _BUSY
+        except (aiohttp.ClientError, OSError, ExpositionTooLarge):
             return None
         return None if found is None else round(found)
 

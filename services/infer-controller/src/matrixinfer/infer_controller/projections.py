@@ -17,9 +17,8 @@ import msgspec
 from pydantic import ValidationError
 
 from matrixinfer.api import intstr, names
-from matrixinfer.api.conditions import Condition
 from matrixinfer.api.v1alpha1.modelinfer import (
-    ModelInfer,
+    ModelInferSpec,
     ModelInferStatus,
     RollingUpdateConfiguration,
     RolloutStrategyType,
@@ -315,6 +314,7 @@ NODES: Projection[Node] = Projection(_node, lambda node: Identity(Key("", node.n
 
 class _Bare(msgspec.Struct, gc=False):
     metadata: Meta
+    spec: msgspec.Raw = msgspec.Raw(b"{}")
     status: dict[str, Any] = msgspec.field(default_factory=dict)
 
 
@@ -324,14 +324,14 @@ _decode_bare = msgspec.json.Decoder(_Bare).decode
 def _infer(raw: bytes) -> Infer:
     bare = _decode_bare(raw)
     try:
-        infer = _readable(ModelInfer.model_validate_json(raw), bare)
+        infer = _readable(ModelInferSpec.model_validate_json(bytes(bare.spec)), bare)
     except ValidationError as refused:
         return _unreadable(bare, refused)
     return replace(infer, problem=_problem(infer))
 
 
-def _readable(whole: ModelInfer, bare: _Bare) -> Infer:
-    meta, spec, status = bare.metadata, whole.spec, whole.status
+def _readable(spec: ModelInferSpec, bare: _Bare) -> Infer:
+    meta, status = bare.metadata, _status(bare.status)
     strategy = spec.rollout_strategy
     pace = (strategy.rolling_update_configuration if strategy else None) or RollingUpdateConfiguration()
     gang = spec.template.gang_schedule
@@ -369,7 +369,7 @@ def _role(role: ApiRole) -> Role:
 def _unreadable(bare: _Bare, refused: ValidationError) -> Infer:
     meta = bare.metadata
     first = refused.errors(include_url=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])
+    where = ".".join(["spec", *(str(part) for part in first["loc"])])
     return Infer(
         key=Key(meta.namespace, meta.name),
         uid=meta.uid,
@@ -377,17 +377,18 @@ def _unreadable(bare: _Bare, refused: ValidationError) -> Infer:
         generation=meta.generation,
         template=Template("", (), {}),
         is_deleting=meta.deletion_timestamp is not None,
-        conditions=_conditions(bare.status),
+        conditions=_status(bare.status).conditions,
         status=bare.status,
         problem=f"{where}: {first['msg']}; correct the field",
     )
 
 
-def _conditions(status: Manifest) -> tuple[Condition, ...]:
+def _status(status: Manifest) -> ModelInferStatus:
+    """Return what we wrote; a status that somebody else spoilt is as good as none and is written anew."""
     try:
-        return ModelInferStatus.model_validate({"conditions": status.get("conditions", [])}).conditions
+        return ModelInferStatus.model_validate(status)
     except ValidationError:
-        return ()
+        return ModelInferStatus()
 
 
 def _problem(infer: Infer) -> str:

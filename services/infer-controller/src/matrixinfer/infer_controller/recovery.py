@@ -12,16 +12,28 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from matrixinfer.api import names
-from matrixinfer.api.conditions import format_time
+from matrixinfer.api.conditions import ConditionStatus, find_condition, format_time
 from matrixinfer.api.v1alpha1.modelinfer import RecoveryPolicy, RecoveryRecord
-from matrixinfer.infer_controller.fleet import Cause, Failure, Fleet, Group, Pod, Removal, Scope, Seen, Timing, Unit
+from matrixinfer.infer_controller.fleet import (
+    Cause,
+    Failure,
+    Fleet,
+    Group,
+    Infer,
+    Pod,
+    Removal,
+    Scope,
+    Seen,
+    Timing,
+    Unit,
+)
 
 __all__ = ["Rebuild", "Waiting", "backoff", "due_rebuilds", "failure_of", "is_recorded", "records", "target_name"]
 
 _SLACK: Final = timedelta(seconds=2)
 """The kubelet writes an exit and the Ready condition it causes up to this far apart, in whole seconds."""
-_FORMED: Final = timedelta(seconds=30)
-"""An entry pod that was ready for this long had all its workers once."""
+_FORMED: Final = timedelta(minutes=10)
+"""An entry pod that was ready for this long had all its workers once, however slowly they were made."""
 _VANISHED: Final = "PodVanished"
 _CRASH_LOOP: Final = "CrashLoopBackOff"
 _PATIENCE: Final = timedelta(seconds=60)
@@ -54,7 +66,7 @@ def failure_of(pods: Sequence[Pod], size: int, seen: Seen, now: datetime) -> Fai
     The worst is told: what cannot heal before what may, then the oldest.
     """
     found = [failure for pod in pods if (failure := _pod_failure(pod, seen, now)) is not None]
-    found += _peer_failures(pods, size, now)
+    found += _peer_failures(pods, size, seen, now)
     return min(found, key=_severity, default=None)
 
 
@@ -94,7 +106,7 @@ def _exited(pod: Pod, since: datetime) -> Failure:
     return Failure(reason, f"a container of pod {pod.name} exited ({reason})", since, pod.name)
 
 
-def _peer_failures(pods: Sequence[Pod], size: int, now: datetime) -> Iterable[Failure]:
+def _peer_failures(pods: Sequence[Pod], size: int, seen: Seen, now: datetime) -> Iterable[Failure]:
     """Tell what only a look at all pods of a unit of several shows: peers of a broken engine are broken too."""
     if size < 2:
         return
@@ -106,13 +118,21 @@ def _peer_failures(pods: Sequence[Pod], size: int, now: datetime) -> Iterable[Fa
         return
     if not entry.ready or entry.ready_changed is None:
         return
-    if len(pods) < size and now - entry.ready_changed >= _FORMED:
+    if len(pods) < size and _was_formed(entry, entry.ready_changed, seen.infer, now):
         yield Failure(_VANISHED, f"a worker of {entry.name} is gone", now, entry.name, is_final=True)
     yield from (
         _exited(pod, pod.last_exit)
         for pod in pods
         if pod.last_exit is not None and pod.last_exit > entry.ready_changed + _SLACK
     )
+
+
+def _was_formed(entry: Pod, ready_since: datetime, infer: Infer, now: datetime) -> bool:
+    """True when the unit had all its pods once; until then a missing one is merely not made yet."""
+    available = find_condition(infer.conditions, "Available")
+    if available is None or available.status is not ConditionStatus.TRUE or entry.created is None:
+        return now - ready_since >= _FORMED
+    return entry.created <= available.last_transition_time or now - ready_since >= _FORMED
 
 
 def _since(pod: Pod, now: datetime) -> datetime:

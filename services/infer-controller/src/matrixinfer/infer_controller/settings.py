@@ -20,7 +20,7 @@ class InferControllerSettings(ServiceSettings):
     writes_in_flight: int = Field(50, ge=1, le=1000, description="Writes to the API server under way at once.")
     history_limit: int = Field(10, ge=0, description="Unused ControllerRevisions kept of each ModelInfer.")
     status_hold_seconds: float = Field(
-        1.0, ge=0, le=60, description="How long a change of counts may wait for more before the status is written."
+        2.0, ge=0, le=60, description="How long a change of counts may wait for more before the status is written."
     )
     settle_seconds: float = Field(
         5.0, ge=0, description="Wait between marking a pod and deleting it when its load is unknown."
@@ -32,6 +32,7 @@ class InferControllerSettings(ServiceSettings):
         1.0, ge=0, description="Least wait before an idle pod goes, so that the gateway has turned away."
     )
     load_poll_seconds: float = Field(1.0, gt=0, description="How often draining pods are asked for their load.")
+    load_deadline_seconds: float = Field(2.0, gt=0, description="Time an engine gets to tell its load.")
     backoff_base_seconds: float = Field(10.0, ge=0, description="Wait before the second rebuild in a row; it doubles.")
     backoff_cap_seconds: float = Field(300.0, ge=0, description="Longest wait between rebuilds.")
     backoff_reset_seconds: float = Field(
