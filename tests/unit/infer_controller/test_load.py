@@ -57,11 +57,12 @@ async def test_nobody_else_is_asked(one):
 @pytest.fixture
 async def engine():
     """An engine's metrics page; `page` is what it answers."""
-    state = {"page": "", "status": 200}
+    state = {"page": "", "status": 200, "hangs": False}
+    over = asyncio.Event()
 
     async def metrics(_request):
-        if state.get("hangs"):
-            await asyncio.sleep(60)
+        if state["hangs"]:
+            await over.wait()
         return web.Response(text=state["page"], status=state["status"])
 
     app = web.Application()
@@ -72,6 +73,7 @@ async def engine():
     await site.start()
     state["port"] = runner.addresses[0][1]
     yield state
+    over.set()
     await runner.cleanup()
 
 

@@ -20,7 +20,7 @@ class InferControllerSettings(ServiceSettings):
     writes_in_flight: int = Field(50, ge=1, le=1000, description="Writes to the API server under way at once.")
     history_limit: int = Field(10, ge=0, description="Unused ControllerRevisions kept of each ModelInfer.")
     status_hold_seconds: float = Field(
-        2.0, ge=0, le=60, description="How long a change of counts may wait for more before the status is written."
+        5.0, ge=0, le=60, description="How long a change of counts may wait for more before the status is written."
     )
     settle_seconds: float = Field(
         5.0, ge=0, description="Wait between marking a pod and deleting it when its load is unknown."

@@ -6,7 +6,6 @@ ordinal is part of them.
 """
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any, Final
 
 from matrixinfer.api import names
@@ -67,8 +66,8 @@ def _allowed(given: Mapping[str, str] | None) -> dict[str, Json]:
 
 
 def _spec(source: JsonObject, infer: Infer, template: Template, role: Role, unit: UnitId, index: int) -> dict[str, Any]:
-    # The template is shared by every pod of a revision and must stay as it was read.
-    spec: dict[str, Any] = deepcopy(dict(source.get("spec") or {}))
+    # The template is shared by every pod of a revision: what is added goes into new dicts and lists on the way down.
+    spec: dict[str, Any] = dict(source.get("spec") or {})
     if index == 0:
         entry = names.entry_pod_name(infer.key.name, unit.ordinal, unit.role, unit.replica)
         spec |= {"hostname": entry, "subdomain": entry}
