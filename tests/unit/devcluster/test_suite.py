@@ -73,3 +73,10 @@ def test_a_container_that_keeps_ending_is_one_sentence_and_not_a_flicker():
         for s in states
     }
     assert said == {"a: ended with 1 and was restarted 3 times"}
+
+
+def test_a_pod_that_makes_room_for_another_is_no_reason():
+    leaving = pod("x", phase="Running")
+    leaving["metadata"]["deletionTimestamp"] = "2030-01-01T00:00:00Z"
+    assert why_pod_unready(leaving) == ""
+    assert why_pod_unready(pod("x", phase="Succeeded")) == ""

@@ -154,10 +154,11 @@ def why_unavailable(deployments: Sequence[Mapping[str, Any]], pods: Sequence[Map
 
 
 def why_pod_unready(pod: Mapping[str, Any]) -> str:
-    """Return in a few words why this pod is not ready; empty when it is."""
+    """Return in a few words why this pod is not ready; empty when it is, or when it is on its way out."""
     status = pod.get("status", {})
     conditions = {c["type"]: c for c in status.get("conditions", [])}
-    if conditions.get("Ready", {}).get("status") == "True":
+    ended_well = status.get("phase") == "Succeeded" or pod["metadata"].get("deletionTimestamp")
+    if ended_well or conditions.get("Ready", {}).get("status") == "True":
         return ""
     scheduled = conditions.get("PodScheduled", {})
     if scheduled.get("status") == "False":
