@@ -153,7 +153,7 @@ async def over_connections(items: Iterable[Any], send: Callable[[Any], Any]) -> 
 async def until(claim: Callable[[], bool], what: str, seconds: float = 180) -> None:
     try:
         async with asyncio.timeout(seconds):
-            while not claim():  # noqa: ASYNC110 - the claim is about a cache that others fill
+            while not claim():
                 await asyncio.sleep(0.01)
     except TimeoutError:
         raise SystemExit(f"gave up waiting for {what} after {seconds:g} s") from None

@@ -118,11 +118,11 @@ async def test_a_reflector_follows_what_is_written(client: Client, namespace: st
         task = group.create_task(reflector.run())
         await reflector.listed.wait()
         created = await client.create(CONFIG_MAPS, config(namespace, k="1"))
-        while store.identity(Key(namespace, "a")) is None:  # noqa: ASYNC110 - the reflector is what is tested
+        while store.identity(Key(namespace, "a")) is None:
             await asyncio.sleep(0.01)
         assert store.high_water >= int(created["metadata"]["resourceVersion"])
         await client.delete(CONFIG_MAPS, Key(namespace, "a"))
-        while Key(namespace, "a") in store:  # noqa: ASYNC110 - as above
+        while Key(namespace, "a") in store:
             await asyncio.sleep(0.01)
         task.cancel()
 

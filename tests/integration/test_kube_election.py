@@ -47,7 +47,7 @@ def start(bare_control_plane: ControlPlane, namespace: str) -> Iterator[Callable
 async def until(claim: Callable[[], Any], seconds: float = 30) -> Any:
     """Wait until the awaited claim is true."""
     async with asyncio.timeout(seconds):
-        while not (found := await claim()):  # noqa: ASYNC110 - the claim asks the API server
+        while not (found := await claim()):
             await asyncio.sleep(0.05)
         return found
 

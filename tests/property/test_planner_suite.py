@@ -220,6 +220,6 @@ STALE = "test_a_stale_cache_destroys_nothing_that_a_fresh_one_keeps"
 )
 def test_the_suite_catches(planner: Callable[[View], Sound], test: str, claim: str) -> None:
     check = one_at_a_time if planner is Hasty else (lambda _moment: None)
-    suite = planner_suite(world(planner, check=check), max_examples=200, shrink=False)
+    suite = planner_suite(world(planner, check=check), max_examples=800, shrink=False)
     with pytest.raises(AssertionError, match=claim):
         getattr(suite(), test)()

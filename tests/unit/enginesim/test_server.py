@@ -54,7 +54,7 @@ async def lines(stream: Iterable[Any] | aiohttp.StreamReader) -> list[bytes]:
 async def until(claim: Any) -> None:
     """Let the server's tasks run until the claim holds; the fixture's deadline bounds it."""
     # What is waited for happens in another task of this very loop; there is no event to wait on from outside.
-    while not claim():  # noqa: ASYNC110
+    while not claim():
         await asyncio.sleep(0.001)
 
 

@@ -158,9 +158,15 @@ def test_counts_may_wait_and_verdicts_may_not():
     assert not is_urgent({}, before)
 
 
+def counting(ready, replicas=50):
+    """A fleet that had one ready group when its status was written."""
+    before = settled(seen(infer(replicas=replicas), [pod(0)]))
+    return seen(before.infer, [pod(n) for n in range(ready)])
+
+
 def test_a_count_is_held_back_for_its_time_and_no_longer():
     pace = StatusPace(timedelta(seconds=1))
-    waits = plan(seen(infer(replicas=2), [pod(0)]), NOW)
+    waits = plan(counting(2), NOW)
     held = pace.paced(KEY, waits, NOW)
     assert held.status[0].desired == held.status[0].current
     assert held.again_after == timedelta(seconds=1)
@@ -173,9 +179,14 @@ def test_a_status_that_never_stops_changing_is_written_all_the_same():
     pace, writes = StatusPace(timedelta(seconds=1)), 0
     for tick in range(40):
         now = NOW + timedelta(seconds=tick / 10)
-        made = pace.paced(KEY, plan(seen(infer(replicas=50), [pod(n) for n in range(tick)]), now), now)
+        made = pace.paced(KEY, plan(counting(tick + 2), now), now)
         writes += made.status[0].desired != made.status[0].current
     assert writes == 3
+
+
+def test_the_first_status_of_a_fleet_that_merely_starts_may_wait_twice_as_long():
+    pace = StatusPace(timedelta(seconds=1))
+    assert pace.paced(KEY, plan(seen(infer(replicas=2)), NOW), NOW).again_after == timedelta(seconds=2)
 
 
 def test_good_news_is_written_at_once():

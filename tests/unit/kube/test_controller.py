@@ -94,7 +94,7 @@ class Running:
 
     async def until(self, claim: Callable[[], bool]) -> None:
         async with asyncio.timeout(5):
-            while not claim():  # noqa: ASYNC110 - the claim is about the server, which wakes nobody
+            while not claim():
                 await asyncio.sleep(0.002)
 
     async def settled(self) -> None:

@@ -101,7 +101,7 @@ class Process:
 
 async def until(claim: Callable[[], bool], seconds: float = 120.0) -> None:
     async with asyncio.timeout(seconds):
-        while not claim():  # noqa: ASYNC110 - virtual time: this sleep costs nothing
+        while not claim():
             await asyncio.sleep(0.01)
 
 

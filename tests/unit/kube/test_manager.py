@@ -71,7 +71,7 @@ async def server_and_client(api: MemoryApi) -> AsyncIterator[tuple[ApiServer, Cl
 
 
 async def until(claim: Callable[[], bool]) -> None:
-    while not claim():  # noqa: ASYNC110 - the claim is about the server, which wakes nobody
+    while not claim():
         await asyncio.sleep(0.002)
 
 
@@ -121,7 +121,7 @@ async def _outcome(run: Any) -> BaseException | None:
     try:
         await run
     # The test wants to see whatever it is.
-    except Exception as exc:  # noqa: BLE001
+    except Exception as exc:
         return exc
     return None
 

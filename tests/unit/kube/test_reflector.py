@@ -94,7 +94,7 @@ async def following(stub: Any, script: Script, **settings: Any) -> AsyncIterator
 
 
 async def until(claim: Callable[[], bool]) -> None:
-    while not claim():  # noqa: ASYNC110 - the claim is about the server's notes, which wake nobody
+    while not claim():
         await asyncio.sleep(0.001)
 
 

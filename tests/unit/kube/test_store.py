@@ -67,6 +67,39 @@ def test_a_new_listener_hears_of_what_is_there() -> None:
     assert [(c.key.name, c.old) for c in told] == [("a", None)]
 
 
+def test_a_listener_that_left_hears_no_more() -> None:
+    store = make()
+    told: list[Change] = []
+    unsubscribe = store.subscribe(told.append)
+    unsubscribe()
+    store.put(pod("a", 1))
+    assert told == []
+
+
+def test_a_listener_that_ends_its_subscription_hears_no_more() -> None:
+    store = make()
+    told: list[Change] = []
+    unsubscribe = store.subscribe(told.append)
+    unsubscribe()
+    store.put(pod("a", 1))
+    assert told == []
+
+
+def test_a_listener_may_end_its_subscription_while_it_is_told() -> None:
+    store = make()
+    told: list[str] = []
+
+    def once(change: Change) -> None:
+        told.append("once")
+        unsubscribe()
+
+    unsubscribe = store.subscribe(once)
+    store.subscribe(lambda change: told.append("always"))
+    store.put(pod("a", 1))
+    store.put(pod("b", 2))
+    assert told == ["once", "always", "always"]
+
+
 def test_a_server_restored_from_a_backup_lowers_the_high_water() -> None:
     store = make()
     store.replace([pod("a", 1)], "900")
