@@ -337,7 +337,7 @@ class Client:
         return raw
 
 
-class _counted:  # noqa: N801 - reads as a statement: `with _counted(...)`
+class _counted:
     """Counts one request by its end: 200 for success, else the status, or the error's name without one."""
 
     __slots__ = ("_resource", "_verb")

@@ -105,11 +105,15 @@ class Controller(Generic[Seen]):
         """Reconcile until `stop`; then return once the passes under way are done. The stores must be synced."""
         expectations = Expectations(stores_of, timeout_seconds=self._expectation_seconds, monotonic=self._monotonic)
         self._running = True
-        for source in self._sources:
-            source.store.subscribe(self._waker(source))
-        async with asyncio.TaskGroup() as group:
-            for index in range(self._workers):
-                group.create_task(self._work(executor, recorder, expectations), name=f"{self.name}-{index}")
+        subscriptions = [source.store.subscribe(self._waker(source)) for source in self._sources]
+        try:
+            async with asyncio.TaskGroup() as group:
+                for index in range(self._workers):
+                    group.create_task(self._work(executor, recorder, expectations), name=f"{self.name}-{index}")
+        finally:
+            # The stores may go on without us, where only a term of office ended and not the process.
+            for unsubscribe in subscriptions:
+                unsubscribe()
 
     def stop(self) -> None:
         """Take no new key."""

@@ -94,11 +94,15 @@ class Store(Generic[T]):
             return False
         return labels_match(self.label_selector, labels)
 
-    def subscribe(self, listener: Callable[[Change[T]], None]) -> None:
-        """Call `listener` after every change, in order; for objects already here, at once."""
+    def subscribe(self, listener: Callable[[Change[T]], None]) -> Callable[[], None]:
+        """Call `listener` after every change, in order; for objects already here, at once.
+
+        Returns what ends the subscription: a store may outlive those who listen to it.
+        """
         self._listeners.append(listener)
         for key, value in tuple(self._objects.items()):
             listener(Change(key, None, value))
+        return lambda: self._listeners.remove(listener)
 
     def put(self, value: T) -> None:
         """Add or replace one object. For reflectors and tests."""
@@ -161,7 +165,7 @@ class Store(Generic[T]):
                     del index[entry]
 
     def _tell(self, change: Change[T]) -> None:
-        for listener in self._listeners:
+        for listener in tuple(self._listeners):
             listener(change)
 
 
