@@ -243,7 +243,7 @@ async def ask_for_ever(gateway: Gateway, stop: asyncio.Event, **extra: Any) -> l
                 if not reasons or reasons[-1] is None:
                     wrong.append("cut stream")
             # A client's error, of whatever kind, is what this counts.
-            except Exception as exc:
+            except Exception as exc:  # noqa: BLE001
                 wrong.append(repr(exc))
     return wrong
 

@@ -19,21 +19,21 @@ from matrixinfer.testkit.memory import MemoryApi
 
 ELECTION = ElectionSettings(
     name="matrixinfer-gateway",
-    namespace="ns",
+    namespace="default",
     identity="me",
     lease_seconds=3,
     renew_deadline_seconds=1.5,
     retry_seconds=0.2,
     request_seconds=1,
 )
-LEASE = Key("ns", "matrixinfer-gateway")
+LEASE = Key("default", "matrixinfer-gateway")
 
 
 def route(name: str) -> dict[str, Any]:
     return {
         "apiVersion": ROUTES.api_version,
         "kind": ROUTES.kind,
-        "metadata": {"name": name, "namespace": "ns"},
+        "metadata": {"name": name, "namespace": "default"},
         "spec": {"modelName": name, "rules": [{"targetModels": [{"modelServerName": "absent"}]}]},
     }
 
@@ -46,7 +46,7 @@ async def until(holds: Callable[[], object]) -> None:
 
 
 def conditions(api: MemoryApi, name: str) -> dict[str, str]:
-    found: Any = api.get(ROUTES, Key("ns", name)).get("status", {})
+    found: Any = api.get(ROUTES, Key("default", name)).get("status", {})
     return {condition["type"]: condition["status"] for condition in found.get("conditions", [])}
 
 
@@ -98,7 +98,7 @@ async def test_a_steady_state_writes_nothing(tmp_path: Path) -> None:
             writing = tasks.create_task(writer.run(stopping))
             await until(lambda: conditions(api, "first").get("Accepted") == "True")
             # A change that changes nothing for us makes a pass, and no write of ours.
-            api.merge_patch(ROUTES, Key("ns", "first"), {"metadata": {"labels": {"touched": "yes"}}})
+            api.merge_patch(ROUTES, Key("default", "first"), {"metadata": {"labels": {"touched": "yes"}}})
             await asyncio.sleep(0.5)
             stopping.set()
             await writing

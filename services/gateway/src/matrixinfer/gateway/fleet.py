@@ -212,6 +212,10 @@ class Fleet:
                 log.error("worker_silent", worker=member.index, seconds=_SILENCE_SECONDS)
                 member.process.kill()
                 return
+            except ValueError as exc:
+                log.error("worker_unintelligible", worker=member.index, reason=str(exc))
+                member.process.kill()
+                return
             if message is None:
                 return
             self._note(member, message)

@@ -28,7 +28,17 @@ _PAUSE_SECONDS = 5.0
 class StatusWriter:
     """Runs for office again and again."""
 
-    def __init__(self, client: Client, cache: Cache, view: ClusterView, election: ElectionSettings) -> None:
+    def __init__(
+        self,
+        client: Client,
+        cache: Cache,
+        view: ClusterView,
+        election: ElectionSettings,
+        *,
+        pause_seconds: float = _PAUSE_SECONDS,
+    ) -> None:
+        """`pause_seconds` lie between a term that failed and the next try."""
+        self._pause_seconds = pause_seconds
         self._client = client
         self._cache = cache
         self._view = view
@@ -55,7 +65,7 @@ class StatusWriter:
             # Status must never cost traffic: a lost lease or any fault of the writer ends its term, not the process.
             except Exception as exc:  # noqa: BLE001
                 log.warning("status_term_ended", reason=f"{type(exc).__name__}: {exc}")
-                await asyncio.sleep(_PAUSE_SECONDS)
+                await asyncio.sleep(self._pause_seconds)
 
 
 class _Borrowed(Cache):
