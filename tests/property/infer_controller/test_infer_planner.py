@@ -1,4 +1,4 @@
-"""The infer-controller's planner in simulated clusters: converges, keeps its budgets, survives kills and stale caches."""
+"""The infer-controller's planner in simulated clusters: converges, keeps budgets, survives kills and stale caches."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -14,7 +14,8 @@ from matrixinfer.infer_controller.fleet import Seen, Timing
 from matrixinfer.infer_controller.observe import LostNodes, Observer, Stores
 from matrixinfer.infer_controller.plan import MODEL_INFERS, plan
 from matrixinfer.kube.plan import Merge, Plan
-from matrixinfer.kube.resource import CONTROLLER_REVISIONS, PODS, SERVICES, Key, Manifest
+from matrixinfer.kube.resource import CONTROLLER_REVISIONS, NODES, PODS, SERVICES, Key, Manifest, Resource
+from matrixinfer.kube.store import Store
 from matrixinfer.testkit.memory import MemoryApi
 from matrixinfer.testkit.planner_suite import Edit, Moment, PlannerWorld, View, planner_suite
 
@@ -28,11 +29,23 @@ TIMING = Timing(
 )
 
 
+class WithoutNodes:
+    """A view whose nodes nobody watches: the suite deletes what is watched, and without nodes nothing converges."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    def watch(self, resource: Resource, *, project: Any, label_selector: str = "", indexes: Any = None) -> Any:
+        if resource == NODES:
+            return Store(resource, project)
+        return self._view.watch(resource, project=project, label_selector=label_selector, indexes=indexes)
+
+
 class Planner:
     """The planner of a process that just started, without the pacing of status writes."""
 
     def __init__(self, view: View) -> None:
-        stores = Stores.declared(view)
+        stores = Stores.declared(WithoutNodes(view))
         lost = LostNodes(stores.nodes, stores.pods, lambda _key: None)
         self._observer = Observer(
             stores, lost_nodes=lambda: lost.believed, in_flight=dict, timing=TIMING, history_limit=2

@@ -29,7 +29,9 @@ class StatusPace:
             self._since.pop(key, None)
             return plan
         since = self._since.setdefault(key, now)
-        left = since + self._hold - now
+        # Of a new object whose pods merely start there is even less to tell.
+        hold = self._hold if all(status.current for status in differing) else 2 * self._hold
+        left = since + hold - now
         if left <= timedelta():
             del self._since[key]
             return plan
