@@ -181,8 +181,10 @@ def test_workers_end_when_the_supervisor_is_gone() -> None:
     """The supervisor dies without a word, as from `kill -9`: nobody is left to replace or to feed its workers."""
     with subprocess.Popen([sys.executable, "-c", SUPERVISOR], stdout=subprocess.PIPE, cwd=repository()) as process:
         assert process.stdout is not None
-        (pids,) = json.loads(next(line for line in process.stdout if line.startswith(b"[[")))
-        process.kill()
+        try:
+            (pids,) = json.loads(next(line for line in process.stdout if line.startswith(b"[[")))
+        finally:
+            process.kill()
     wait_for("the workers' end", lambda: not any(_exists(pid) for pid in pids), 30)
 
 
