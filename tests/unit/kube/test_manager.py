@@ -121,7 +121,7 @@ async def _outcome(run: Any) -> BaseException | None:
     try:
         await run
     # The test wants to see whatever it is.
-    except Exception as exc:
+    except Exception as exc:  # noqa: BLE001
         return exc
     return None
 

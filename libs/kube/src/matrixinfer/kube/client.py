@@ -146,7 +146,7 @@ class Client:
         }
         path = resource.collection_path(namespace)
         async with AsyncExitStack() as stack:
-            with _counted("watch", resource):
+            with _Counted("watch", resource):
                 lines = await stack.enter_async_context(
                     self._transport.stream(path, params=params, deadline_seconds=deadline_seconds)
                 )
@@ -329,7 +329,7 @@ class Client:
         content_type: str = "application/json",
     ) -> bytes:
         started = self._monotonic()
-        with _counted(verb, resource):
+        with _Counted(verb, resource):
             raw = await self._transport.request(
                 method, path, params=params, body=body, content_type=content_type, deadline_seconds=deadline_seconds
             )
@@ -337,7 +337,7 @@ class Client:
         return raw
 
 
-class _counted:
+class _Counted:
     """Counts one request by its end: 200 for success, else the status, or the error's name without one."""
 
     __slots__ = ("_resource", "_verb")

@@ -63,7 +63,7 @@ class Controller(Generic[Seen]):
         workers: int = 32,
         backoff: Backoff | None = None,
         explain: Callable[[Seen, Plan, Sequence[Failure], datetime], Sequence[WriteStatus]] | None = None,
-        expectation_seconds: float = 5.0,
+        expectation_seconds: float = 30.0,
         deadline_seconds: float = 10.0,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         monotonic: Callable[[], float] = time.monotonic,

@@ -178,7 +178,7 @@ class Reflector(Generic[T]):
         try:
             return self.store.projection.decode(raw)
         # Whatever a projection raises concerns one object; the others must go on.
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001
             metrics.UNDECODABLE.labels(self._name).inc()
             keys = [str(key) for key in _key_of_raw(raw)]
             log.warning("object_undecodable", resource=self._name, keys=keys, error=str(exc)[:500])

@@ -125,7 +125,7 @@ class KubernetesCredentials(Credentials):
 
     async def _read_kubeconfig(self, path: Path) -> None:
         # A local stat, once a minute; a thread would cost more than it saves.
-        stat = path.stat()
+        stat = path.stat()  # noqa: ASYNC240
         version = (stat.st_mtime_ns, stat.st_ino)
         if self._loader is None or version != self._kubeconfig_version:
             self._configuration = Configuration()
