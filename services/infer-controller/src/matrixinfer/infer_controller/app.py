@@ -41,6 +41,9 @@ COMPONENT: Final = "infer-controller"
 FIELD_MANAGER: Final = "matrixinfer-infer-controller"
 """Owner of the fields that we apply, and name of the lease."""
 
+_EXPECTATION_SECONDS: Final = 30.0
+"""A watch may lag this far behind an overloaded API server; looking earlier would only repeat the same creates."""
+
 
 async def main(lifecycle: Lifecycle, settings: InferControllerSettings) -> None:
     """Run the controller until the process is told to stop, or loses its lease."""
@@ -80,6 +83,7 @@ async def main(lifecycle: Lifecycle, settings: InferControllerSettings) -> None:
             field_manager=FIELD_MANAGER,
             workers=settings.workers,
             explain=explain,
+            expectation_seconds=_EXPECTATION_SECONDS,
         )
         wake.target = controller.enqueue
         manager = Manager(
