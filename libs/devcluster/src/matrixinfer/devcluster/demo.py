@@ -37,6 +37,7 @@ from matrixinfer.devcluster.suite import (
     read,
     why_pod_unready,
 )
+from matrixinfer.devcluster.vllm import vllm_model_files
 
 __all__ = [
     "CLUSTER_NAME",
@@ -50,6 +51,7 @@ __all__ = [
     "environment",
     "gguf_file",
     "streamed_text",
+    "upload_files",
     "upload_model",
     "why_model_inactive",
 ]
@@ -66,16 +68,23 @@ _ANSWER_SECONDS = 120
 
 @dataclass(frozen=True, slots=True)
 class Engine:
-    """What one ENGINE=… means: its image and the Model to apply."""
+    """What one ENGINE=… means: its image, the Model to apply, and the files that go to where its modelURI points."""
 
     image: str
     manifest: str
+    files: Callable[[Callable[[str], None]], Sequence[Path]] = lambda say: [gguf_file(say)]
+    folder: str = _MODEL_FOLDER
 
 
 ENGINES: Mapping[str, Engine] = {
     "llamacpp": Engine("engine-llamacpp", "examples/quickstart/model.yaml"),
     "sim": Engine("engine-sim", "examples/quickstart/model-sim.yaml"),
-    "vllm": Engine("engine-vllm", "examples/quickstart/model-vllm.yaml"),
+    "vllm": Engine(
+        "engine-vllm",
+        "examples/quickstart/model-vllm.yaml",
+        files=lambda _: vllm_model_files(),
+        folder=f"{_MODEL_FOLDER}-safetensors",
+    ),
 }
 
 
@@ -84,10 +93,11 @@ def demo(engine_name: str, cluster_kind: str, progress: Progress) -> None:
     engine = _engine(engine_name)
     if cluster_kind not in {"", "existing"}:
         raise ClusterError(f"CLUSTER={cluster_kind!r} is unknown: leave it out for a local node, or say existing")
+    files = engine.files(progress.say)
     suite, store = (_on_existing if cluster_kind else _on_own_node)(engine, progress)
-    weights = gguf_file(progress.say)
-    progress.say(f"putting {weights.name} ({weights.stat().st_size // 10**6} MB) into the S3 server")
-    upload_model(store, MODELS_BUCKET, weights)
+    megabytes = sum(file.stat().st_size for file in files) // 10**6
+    progress.say(f"putting the model ({megabytes} MB) into the S3 server")
+    upload_files(store, MODELS_BUCKET, engine.folder, files)
     cluster = suite.cluster
     cluster.run_kubectl("apply", "--server-side", "-f", "-", stdin=orjson.dumps(credentials_secret(store)).decode())
     progress.say(f"kubectl apply -f {engine.manifest}")
@@ -153,8 +163,14 @@ def _install(package: str) -> None:
 
 def upload_model(store: ObjectStore, bucket: str, weights: Path) -> None:
     """Store the weights where the quickstart's modelURI points."""
+    upload_files(store, bucket, _MODEL_FOLDER, [weights])
+
+
+def upload_files(store: ObjectStore, bucket: str, folder: str, files: Sequence[Path]) -> None:
+    """Store files side by side under `folder`."""
     store.create_bucket(bucket)
-    store.put_file(bucket, f"{_MODEL_FOLDER}/{weights.name}", weights)
+    for file in files:
+        store.put_file(bucket, f"{folder}/{file.name}", file)
 
 
 def credentials_secret(store: ObjectStore, namespace: str = "default") -> dict[str, Any]:
@@ -299,7 +315,7 @@ def demo_down(progress: Progress) -> None:
     existing = ExistingCluster.attach(CLUSTER_NAME)
     if existing is not None:
         progress.say("removing the suite from the cluster")
-        existing.down()
+        existing.down(progress)
         return
     if os.geteuid() != 0 and instance(CLUSTER_NAME).run.exists():
         raise ClusterError("the demo's node was started by root: run this as root too")

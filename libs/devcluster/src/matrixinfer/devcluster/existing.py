@@ -22,6 +22,7 @@ from matrixinfer.devcluster.errors import ClusterError
 from matrixinfer.devcluster.layout import Instance, instance, repository
 from matrixinfer.devcluster.leftovers import remove_tree
 from matrixinfer.devcluster.processes import Ledger
+from matrixinfer.devcluster.progress import Progress
 from matrixinfer.devcluster.s3 import ObjectStore, new_keys
 from matrixinfer.devcluster.state import State
 
@@ -30,6 +31,9 @@ __all__ = ["S3_IMAGE", "ExistingCluster", "object_store_manifests"]
 S3_IMAGE = "matrixinfer/s3:dev"
 _TIER = "existing"
 _PORT = 7070
+# A gateway that is told to stop first lets its streams end, and the cluster looks again only now and then.
+_GONE_SECONDS = 300
+_AS_JSON = ("--ignore-not-found", "-o", "json")
 # A port-forward ends with the pod it chose; begun again, it finds the next one.
 _FOREVER = """trap 'kill $!; exit' TERM; while :; do "$@" & wait $!; sleep 1; done"""
 
@@ -118,17 +122,42 @@ class ExistingCluster:
         wait_for("the S3 server", store.is_up, 30)
         return store
 
-    def down(self) -> None:
-        """Remove what the demo added, Models first so that their controllers can clean up."""
-        quiet = ("--ignore-not-found", "--wait=true", "--timeout=60s")
-        self.run_kubectl("delete", "models.registry.matrixinfer.ai", "quickstart", *quiet, seconds=90)
-        overlay = repository() / "deploy" / "overlays" / "dev"
-        self.run_kubectl("delete", "-k", overlay, *quiet, seconds=180)
-        self.run_kubectl("delete", "namespace", "matrixinfer-demo", *quiet, seconds=90)
-        self.run_kubectl("delete", "secret", "s3-credentials", *quiet)
+    def down(self, progress: Progress) -> None:
+        """Remove what the demo added, Models first so that their controllers can clean up.
+
+        Of a cluster that is gone itself only the port forwards are left to remove.
+        """
         with state.transition(self.place):
             self.ledger.stop(*self.ledger.running(), patience_seconds=2)
+        if self._answers():
+            self._remove_everything(progress)
+        with state.transition(self.place):
             remove_tree(self.place.folder)
+
+    def _answers(self) -> bool:
+        try:
+            self.run_kubectl("version", seconds=20)
+        except ClusterError:
+            return False
+        return True
+
+    def _remove_everything(self, progress: Progress) -> None:
+        gone = ("--ignore-not-found", "--wait=false")
+        if self.run_kubectl("get", "crd", "models.registry.matrixinfer.ai", "--ignore-not-found"):
+            progress.say("deleting the Model")
+            self.run_kubectl("delete", "models.registry.matrixinfer.ai", "quickstart", "--ignore-not-found")
+        progress.say("kubectl delete -k deploy/overlays/dev")
+        self.run_kubectl("delete", "-k", repository() / "deploy" / "overlays" / "dev", *gone)
+        self.run_kubectl("delete", "namespace", "matrixinfer-demo", *gone)
+        self.run_kubectl("delete", "secret", "s3-credentials", *gone)
+        progress.wait("the end of the namespaces", self._why_still_there, _GONE_SECONDS)
+
+    def _why_still_there(self) -> str:
+        answer = self.run_kubectl("get", "namespaces", "matrixinfer-system", "matrixinfer-demo", *_AS_JSON)
+        left = orjson.loads(answer or "{}").get("items", [])
+        conditions = [c for each in left for c in each["status"].get("conditions", []) if c["status"] == "True"]
+        said = next((str(c["message"]) for c in conditions), "they are being emptied")
+        return f"{', '.join(each['metadata']['name'] for each in left)}: {said}" if left else ""
 
 
 def object_store_manifests(namespace: str, name: str, store: ObjectStore) -> list[dict[str, Any]]:
