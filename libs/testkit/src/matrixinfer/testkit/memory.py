@@ -509,7 +509,10 @@ class MemoryApi:
         if not isinstance(meta, dict):
             body["metadata"] = meta = {}
         if body.setdefault("apiVersion", resource.api_version) != resource.api_version:
-            raise bad_request(f"the API version in the data ({body['apiVersion']}) does not match the expected API version ({resource.api_version})")  # fmt: skip  # noqa: E501
+            raise bad_request(
+                f"the API version in the data ({body['apiVersion']}) does not match"
+                f" the expected API version ({resource.api_version})"
+            )
         if body.setdefault("kind", resource.kind) != resource.kind:
             if is_custom:
                 message = f'Invalid value: "{body["kind"]}": must be {resource.kind}'
@@ -522,7 +525,8 @@ class MemoryApi:
     def _key_of(resource: Resource, body: Object) -> Key:
         meta = body["metadata"]
         if not meta.get("name"):
-            raise invalid(resource, "", [Cause("FieldValueRequired", "Required value: name or generateName is required", "metadata.name")])  # fmt: skip  # noqa: E501
+            missing = "Required value: name or generateName is required"
+            raise invalid(resource, "", [Cause("FieldValueRequired", missing, "metadata.name")])
         namespace = str(meta.setdefault("namespace", "default")) if resource.namespaced else ""
         return Key(namespace, str(meta["name"]))
 
@@ -776,7 +780,10 @@ class MemoryApi:
         if live.is_deleting:
             added = set(meta.get("finalizers", ())) - set(old["metadata"].get("finalizers", ()))
             if added:
-                detail = f"Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers {sorted(added)}"  # fmt: skip  # noqa: E501
+                detail = (
+                    "Forbidden: no new finalizers can be added if the object is being deleted,"
+                    f" found new finalizers {sorted(added)}"
+                )
                 raise invalid(
                     kind.resource, meta["name"], [Cause("FieldValueForbidden", detail, "metadata.finalizers")]
                 )

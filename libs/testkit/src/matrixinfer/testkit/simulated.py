@@ -74,7 +74,8 @@ class SimulatedCluster:
 
     def pods(self) -> Sequence[Key]:
         """Keys of all pods, in order."""
-        return [Key(record.manifest["metadata"]["namespace"], record.manifest["metadata"]["name"]) for record in self.api.page(PODS).records]  # fmt: skip  # noqa: E501
+        found = (record.manifest["metadata"] for record in self.api.page(PODS).records)
+        return [Key(metadata["namespace"], metadata["name"]) for metadata in found]
 
     def advance(self, key: Key) -> None:
         """Move one pod on by one stage; nothing happens when it is gone, held or at rest."""
