@@ -188,7 +188,10 @@ class ControlPlane:
         """Go down, unless someone borrows the cluster or asked to keep it."""
         with state.transition(self.place):
             found = state.load(self.place)
-            if found is not None and not found.kept and state.is_unused(self.place):
+            if found is None and not self.place.logs.exists():
+                # Another user was the last; taking the lock has only brought the folder back.
+                remove_tree(self.place.folder)
+            elif found is not None and not found.kept and state.is_unused(self.place):
                 self._clean_up()
                 remove_tree(self.place.folder)
 
