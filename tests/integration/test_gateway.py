@@ -284,7 +284,7 @@ def test_the_official_client_chats_streams_completes_embeds_and_lists(world: Wor
     with pytest.raises(NotFoundError) as missing:
         chat(client, model="nobody")
     assert missing.value.code == "model_not_found"
-    wait_for("the counts", lambda: running.metric('matrixinfer_gateway_requests_total{code="200",model="m"}') >= 4, 5)
+    wait_for("the counts", lambda: running.metric('matrixinfer_gateway_requests_total{code="200",model="m"}') >= 4, 30)
     records = [r for r in running.requests() if r.get("model") == "m"]
     assert records
     assert records[0]["pod"] == world.engines[0].pod

@@ -1,7 +1,6 @@
 """The client and the executor against the real API server: what it really answers."""
 
 import asyncio
-import time
 import uuid
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -200,33 +199,3 @@ async def test_events_are_accepted_and_counted(client: Client, namespace: str) -
     await recorder.flush()
     found = await client.list(EVENTS, "default", field_selector="involvedObject.name=no-such-node")
     assert any(namespace in event["message"] for event in found.items)
-
-
-@pytest.mark.timeout(180)
-async def test_a_thousand_pods_take_little_longer_than_bare_requests(client: Client, namespace: str) -> None:
-    """One wave of 1,000 creates against 50 tasks that do nothing else."""
-
-    def pod(name: str) -> dict[str, Any]:
-        spec = {"schedulerName": "nobody", "containers": [{"name": "c", "image": "i"}]}
-        return {"metadata": {"name": name, "namespace": namespace}, "spec": spec}
-
-    async def bare(prefix: str) -> float:
-        names = [f"{prefix}-{number}" for number in range(1000)]
-
-        async def create() -> None:
-            while names:
-                await client.create(PODS, pod(names.pop()))
-
-        began = time.monotonic()
-        async with asyncio.TaskGroup() as group:
-            for _ in range(50):
-                group.create_task(create())
-        return time.monotonic() - began
-
-    first = await bare("first")
-    began = time.monotonic()
-    report = await executor(client).carry_out(Plan(waves=[[Create(PODS, pod(f"ours-{n}")) for n in range(1000)]]))
-    ours = time.monotonic() - began
-    second = await bare("second")
-    assert report.complete
-    assert ours <= 1.5 * max(first, second), f"ours {ours:.2f} s, bare {first:.2f} s and {second:.2f} s"

@@ -139,6 +139,7 @@ def test_a_version_that_serves_is_kept_from_users_but_not_from_the_garbage_colle
 
 def test_the_patch_turns_the_object_into_the_defaulted_one() -> None:
     manifest = model(autoscalingPolicy={"metrics": [{"metricName": "m", "targetValue": "1"}]})
+    manifest["spec"]["backends"][0]["scalingCost"] = 1
     verdict = defaulted(parse(review(manifest)))
     response = respond(verdict)
     patch = orjson.loads(base64.b64decode(response["patch"]))
@@ -176,3 +177,12 @@ def test_what_is_no_review_is_malformed(raw: bytes) -> None:
 def test_a_failure_is_a_refusal_that_blames_us() -> None:
     response = respond(Verdict(failure="we broke"))
     assert response["status"] == {"status": "Failure", "code": 500, "reason": "InternalError", "message": "we broke"}
+
+
+def test_what_is_wrong_is_refused_before_the_schema_can_answer_with_a_pattern() -> None:
+    """The API server checks its schema between the two webhooks."""
+    manifest = model()
+    manifest["spec"]["backends"][0]["modelURI"] = "ftp://somewhere"
+    (error,) = defaulted(parse(review(manifest))).errors
+    assert error.path == "spec.backends[0].modelURI"
+    assert "hf://" in error.fix

@@ -88,6 +88,7 @@ def ask(gateway: str, model: str, question: str, *, max_tokens: int = 40) -> Ans
         "model": model,
         "stream": True,
         "max_tokens": max_tokens,
+        "temperature": 0,
         "messages": [{"role": "user", "content": question}],
     }
     pieces: list[str] = []

@@ -106,10 +106,17 @@ def _object(value: Any) -> dict[str, Any] | None:
 
 
 def defaulted(question: Question) -> Verdict:
-    """Return the patch that fills in what the object leaves out."""
+    """Return the patch that fills in what the object leaves out, or say what is wrong with it.
+
+    The API server checks its schema after this step and before `validated`: what is refused here is refused with the
+    sentence that names the fix, and not with the pattern of the schema.
+    """
     if not question.is_ours or question.new is None or _is_going(question.new):
         return Verdict()
     filled = with_defaults(question.new)
+    errors = () if _leaves_spec_alone(filled, question.old) else validation.validate(filled, question.old)
+    if errors:
+        return Verdict(errors=errors)
     if filled == question.new:
         return Verdict()
     return Verdict(patch=list(jsonpatch.make_patch(question.new, filled)))
