@@ -1,6 +1,8 @@
 """What is found and removed after a node, and what is never touched."""
 
 import socket
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -116,26 +118,33 @@ def test_shims_sockets_are_found_by_their_bundles(tmp_path: Path):
     assert not left.exists()
 
 
-def test_shared_folders_lose_our_files_only(tmp_path: Path):
-    results, devices = tmp_path / "var/lib/cni/results", tmp_path / "var/lib/kubelet/device-plugins"
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """A folder whose name leaves room for a socket below it: their paths have 108 bytes."""
+    with tempfile.TemporaryDirectory(prefix="mi-", dir="/tmp") as folder:
+        yield Path(folder)
+
+
+def test_shared_folders_lose_our_files_only(short_path: Path):
+    results, devices = short_path / "var/lib/cni/results", short_path / "var/lib/kubelet/device-plugins"
     results.mkdir(parents=True)
     devices.mkdir(parents=True)
     for name in ("mi-x-abc-eth0", "cni-loopback-abc-lo", "mi-y-def-eth0", "cni-loopback-def-lo"):
         (results / name).touch()
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(devices / "kubelet.sock"))
-    remove_shared_files("mi-x", tmp_path)
+    remove_shared_files("mi-x", short_path)
     assert sorted(p.name for p in results.iterdir()) == ["cni-loopback-def-lo", "mi-y-def-eth0"]
-    assert not (tmp_path / "var/lib/kubelet").exists()
-    remove_shared_files("mi-y", tmp_path)
-    assert not (tmp_path / "var/lib/cni").exists()
+    assert not (short_path / "var/lib/kubelet").exists()
+    remove_shared_files("mi-y", short_path)
+    assert not (short_path / "var/lib/cni").exists()
 
 
-def test_a_kubelets_socket_that_answers_is_left(tmp_path: Path):
-    devices = tmp_path / "var/lib/kubelet/device-plugins"
+def test_a_kubelets_socket_that_answers_is_left(short_path: Path):
+    devices = short_path / "var/lib/kubelet/device-plugins"
     devices.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as alive:
         alive.bind(str(devices / "kubelet.sock"))
         alive.listen()
-        remove_shared_files("mi-x", tmp_path)
+        remove_shared_files("mi-x", short_path)
     assert (devices / "kubelet.sock").exists()
