@@ -40,7 +40,7 @@ def test_a_made_model_waits_for_its_pods_and_says_so(world):
     made.settle()
     assert made.condition("Initialized")["status"] == "True"
     assert made.condition("Active")["status"] == "False"
-    assert "has not taken up" in made.condition("Active")["message"]
+    assert "no pods of ModelInfer" in made.condition("Active")["message"]
 
 
 def test_a_serving_model_is_active_and_writes_nothing(world):

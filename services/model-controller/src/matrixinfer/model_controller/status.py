@@ -97,7 +97,7 @@ class BackendView:
         if not self.is_current:
             return f"ModelInfer {self.infer_name} is being updated"
         if not self.is_taken_up:
-            return f"the infer-controller has not taken up ModelInfer {self.infer_name} yet"
+            return self._download_message() or f"no pods of ModelInfer {self.infer_name} are reported yet"
         if self.is_ready and self.is_rolled_out:
             return ""
         if self.is_ready:
