@@ -140,6 +140,7 @@ def ensure_vllm_packages(engine: ContainerEngine, home: Path) -> None:
         label = engine.answer("image", "inspect", "--format", "{{ .Config.Labels.installed }}", VLLM_PACKAGES)
         if label == installed:
             return
+        engine.run("image", "rm", "--force", VLLM_PACKAGES, quiet=True)
     say("reading the installed vLLM, 3 GB")
     packages = home / "venv/lib/python3.11/site-packages"
     # The weights come from a model's storage, not from an image.
