@@ -176,6 +176,7 @@ def save(engine: ContainerEngine, names: Sequence[str], tag: str, folder: Path) 
         identity = engine.answer("image", "inspect", "--format", "{{.Id}}", reference)
         archive, stamp = folder / f"{name}.tar", folder / f"{name}.id"
         if not (archive.exists() and stamp.exists() and stamp.read_text() == identity):
+            say(f"writing {archive.name}")
             engine.run("save", "--output", str(archive), reference)
             stamp.write_text(identity)
         written.append(archive)
