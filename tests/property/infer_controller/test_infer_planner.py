@@ -276,11 +276,17 @@ def budgets_of(infer: Mapping[str, Any]) -> tuple[int, int]:
     return max(missing, 0 if surge else 1), surge
 
 
+def removal_of(pod: Mapping[str, Any]) -> str:
+    """Why a pod is going, or nothing."""
+    return str(pod["metadata"].get("annotations", {}).get(names.INFER_REMOVAL, ""))
+
+
 def available(api: MemoryApi, infer: Mapping[str, Any]) -> int:
-    """Groups of which nothing is going and everything is ready; as many as serve."""
+    """Groups of which nothing but surplus role replicas is going and everything is ready; as many as serve."""
     whole = 0
-    for pods in by_ordinal(children(api, infer["metadata"]["uid"])).values():
-        staying = [p for p in pods if names.INFER_REMOVAL not in p["metadata"].get("annotations", {})]
+    for there in by_ordinal(children(api, infer["metadata"]["uid"])).values():
+        pods = [p for p in there if removal_of(p) != "unit/ScaleDown"]
+        staying = [p for p in pods if not removal_of(p)]
         whole += len(staying) == len(pods) and all(
             is_ready(p) and "deletionTimestamp" not in p["metadata"] for p in pods
         )
@@ -316,6 +322,8 @@ WORLD = PlannerWorld(
     edits=EDITS,
     check=check,
     prepare=prepare,
+    # A revision that only protected groups still have is nowhere else; without it their lost pods cannot come back.
+    irreplaceable=[CONTROLLER_REVISIONS],
     rounds=250,
 )
 

@@ -69,6 +69,13 @@ def test_a_replaced_ordinal_is_refilled_before_more_surge_is_made():
     assert made(2, pods, current_revision=OLD.revision, max_surge=1) == (1,)
 
 
+def test_surge_makes_room_for_an_ordinal_that_is_still_to_be_made():
+    """Two surge groups and one gap are as many groups as one surge group without a gap."""
+    pods = [pod(1), pod(2), pod(3), pod(4)]
+    assert removed(3, pods, current_revision=OLD.revision, max_surge=2) == [4]
+    assert made(3, pods[:3], current_revision=OLD.revision, max_surge=2) == (0,)
+
+
 def test_nothing_is_made_of_a_template_without_pods():
     assert made(3, [], made_from=template(role(replicas=0))) == ()
 

@@ -102,7 +102,13 @@ def plan(seen: Seen, now: datetime) -> Plan:
         waves=tuple(wave for wave in waves if wave),
         status=(write_status(infer, desired_status(seen, fleet, waiting, now)),),
         notes=tuple(draft.notes),
-        again_after=_again(now, [wait.until for wait in waiting if wait.until], gone.moments, _lost(seen, now)),
+        again_after=_again(
+            now,
+            [wait.until for wait in waiting if wait.until],
+            gone.moments,
+            _lost(seen, now),
+            recovery.expiries(seen, fleet, now),
+        ),
     )
 
 

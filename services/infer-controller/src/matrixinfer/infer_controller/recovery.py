@@ -28,7 +28,17 @@ from matrixinfer.infer_controller.fleet import (
     Unit,
 )
 
-__all__ = ["Rebuild", "Waiting", "backoff", "due_rebuilds", "failure_of", "is_recorded", "records", "target_name"]
+__all__ = [
+    "Rebuild",
+    "Waiting",
+    "backoff",
+    "due_rebuilds",
+    "expiries",
+    "failure_of",
+    "is_recorded",
+    "records",
+    "target_name",
+]
 
 _SLACK: Final = timedelta(seconds=2)
 """The kubelet writes an exit and the Ready condition it causes up to this far apart, in whole seconds."""
@@ -120,6 +130,9 @@ def _peer_failures(pods: Sequence[Pod], size: int, seen: Seen, now: datetime) ->
         return
     if len(pods) < size and _was_formed(entry, entry.ready_changed, seen.infer, now):
         yield Failure(_VANISHED, f"a worker of {entry.name} is gone", now, entry.name, is_final=True)
+    if seen.infer.policy is RecoveryPolicy.NONE:
+        # Nothing would ever mend it, so the word of the pods' own readiness must do.
+        return
     yield from (
         _exited(pod, pod.last_exit)
         for pod in pods
@@ -253,6 +266,15 @@ def records(seen: Seen, fleet: Fleet, now: datetime) -> tuple[RecoveryRecord, ..
         if record.name in unwell or _is_recent(record, fleet, seen.timing, now)
     }
     return tuple(record for _, record in sorted((kept | _marked(seen, kept)).items()))
+
+
+def expiries(seen: Seen, fleet: Fleet, now: datetime) -> tuple[datetime, ...]:
+    """When records lapse that are kept only because they are recent: the status changes then without an event."""
+    return tuple(
+        record.last_time + seen.timing.backoff_reset
+        for record in seen.infer.recoveries
+        if record.last_time is not None and _is_recent(record, fleet, seen.timing, now)
+    )
 
 
 def _unwell(fleet: Fleet) -> frozenset[str]:

@@ -77,14 +77,19 @@ def next_step(fleet: Fleet, staying: Sequence[Group]) -> tuple[Group, ...]:
     begun = [group for group in staying if group.is_outdated and _is_begun(group)]
     waiting = [g for g in staying if g.is_outdated and not g.is_protected and not _is_begun(g) and _has_live(g)]
     waiting.sort(key=lambda group: group.ordinal, reverse=True)
-    broken = [group for group in waiting if not group.is_available]
-    serving = [group for group in waiting if group.is_available]
+    broken = [group for group in waiting if not _goes_on(group)]
+    serving = [group for group in waiting if _goes_on(group)]
     allowed = budget(fleet).unavailable
-    available = sum(1 for group in staying if group.is_available)
-    excused = sum(1 for group in staying if group.is_outdated and not group.is_available and not _is_begun(group))
+    available = sum(1 for group in staying if _goes_on(group))
+    excused = sum(1 for group in staying if group.is_outdated and not _goes_on(group) and not _is_begun(group))
     disrupted = fleet.replicas - available - excused
     spare = available - (fleet.replicas - allowed)
     return (*begun, *broken[: max(allowed - disrupted, 0)], *serving[: max(spare, 0)])
+
+
+def _goes_on(group: Group) -> bool:
+    """True when it is available and recovery leaves it alone: a surplus unit that failed may take all of it down."""
+    return group.is_available and not any(unit.failure for unit in group.units)
 
 
 def replacement_scope(fleet: Fleet) -> Scope:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 
 from matrixinfer.infer_controller.fleet import Fleet, Group, Unit, UnitId
-from matrixinfer.infer_controller.rollout import is_rolling, surge, unsettled
+from matrixinfer.infer_controller.rollout import budget, is_rolling, surge, unsettled
 
 __all__ = ["GroupCount", "group_count", "missing_units", "surplus_units"]
 
@@ -28,6 +28,8 @@ def group_count(fleet: Fleet) -> GroupCount:
     target, kept = fleet.replicas + surge(fleet), fleet.kept
     if len(kept) > target:
         return GroupCount(remove=_first_to_go(fleet, len(kept) - target))
+    if len(kept) == target == len(fleet.groups) and is_rolling(fleet):
+        return GroupCount(remove=_in_the_way(fleet))
     return GroupCount(create=tuple(islice(_free_ordinals(fleet), max(target - len(fleet.groups), 0))))
 
 
@@ -49,6 +51,22 @@ def missing_units(group: Group) -> tuple[UnitId, ...]:
         free = (replica for replica in count() if replica not in taken)
         missing += [UnitId(group.ordinal, role, replica) for replica in islice(free, max(wanted - len(taken), 0))]
     return tuple(missing)
+
+
+def _in_the_way(fleet: Fleet) -> tuple[Group, ...]:
+    """Return the surge group that takes the place of one below `replicas`, when the numbers alone look right.
+
+    Two surge groups and one ordinal still to be made are as many groups as one surge group and no gap.
+    """
+    if all(ordinal in fleet.groups for ordinal in range(fleet.replicas)):
+        return ()
+    helpers = sorted(
+        (group for group in fleet.kept if group.ordinal >= fleet.replicas and not group.is_protected),
+        key=lambda group: (group.is_available, -group.ordinal),
+    )
+    available = sum(1 for group in fleet.kept if group.is_available)
+    spare = available > fleet.replicas - budget(fleet).unavailable
+    return tuple(group for group in helpers[:1] if spare or not group.is_available)
 
 
 def _first_to_go(fleet: Fleet, surplus: int) -> tuple[Group, ...]:

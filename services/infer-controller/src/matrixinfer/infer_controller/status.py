@@ -236,7 +236,8 @@ def _updating(fleet: Fleet) -> _Claim:
     if held:
         told = f"groups {_numbers(held)} keep their revision because the partition is {fleet.infer.partition}"
         return _Claim("UpdateInProgress", False, "HeldByPartition", told)
-    if is_rolling(fleet):
+    # With no replicas there is no group to wait for, whatever revision a partition keeps for those to come.
+    if is_rolling(fleet) and fleet.replicas > 0:
         told = f"the last groups of revision {revision} are not available yet"
         return _Claim("UpdateInProgress", True, "GroupsUpdating", told)
     return _Claim("UpdateInProgress", False, "UpdateComplete", f"every group has revision {revision}")
