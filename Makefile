@@ -14,7 +14,7 @@ DEV := anthropic build coverage hatchling hypothesis import-linter jsonschema my
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-$(STAMP): constraints.txt pyproject.toml $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
+$(STAMP): Makefile constraints.txt pyproject.toml $(wildcard libs/*/pyproject.toml services/*/pyproject.toml)
 	@echo "· Python environment in $(VENV)" >&2
 	@test -x $(PY) || python3 -m venv $(VENV)
 	@$(PY) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt uv
@@ -56,7 +56,7 @@ generate: $(STAMP)  ## rewrite generated files
 
 .PHONY: fmt
 fmt: $(STAMP)  ## format and fix what can be fixed
-	@$(VENV)/bin/ruff check --fix --quiet . ; $(VENV)/bin/ruff format --quiet .
+	@$(VENV)/bin/ruff check --fix --quiet . && $(VENV)/bin/ruff format --quiet .
 
 .PHONY: verify
 verify: $(STAMP)  ## generated files, ruff, mypy, import contracts, unit and property tests

@@ -87,6 +87,12 @@ async def test_running_and_waiting_are_read_from_the_engines_own_metrics(engine)
     assert await asked(engine["port"]) == 5
 
 
+async def test_a_page_of_many_segments_is_read_to_its_end(engine):
+    filler = "".join(f'other{{n="{number}"}} 1.0\n' for number in range(20_000))
+    engine["page"] = f"vllm:num_requests_running 0.0\n{filler}vllm:num_requests_waiting 3.0\n"
+    assert await asked(engine["port"]) == 3
+
+
 async def test_a_page_that_says_nothing_or_fails_is_unknown(engine):
     assert await asked(engine["port"]) is None
     engine["status"] = 503

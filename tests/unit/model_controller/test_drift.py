@@ -52,3 +52,12 @@ def test_the_revision_names_everything_else():
 def test_a_field_that_we_no_longer_set_is_drift_by_revision():
     before, after = with_revision(CHILD), with_revision({**CHILD, "spec": {"on": True}})
     assert has_drifted(before, after)
+
+
+@pytest.mark.parametrize("name", ["rules", "targetModels", "fallbacks"])
+def test_an_element_too_many_is_drift_where_order_is_meaning(name: str):
+    """Whoever puts a rule before ours takes all of the traffic."""
+    ours = {"spec": {name: [{"name": "default", "weight": 1}]}}
+    hijacked = {"spec": {name: [{"name": "hijack"}, {"name": "default", "weight": 1}]}}
+    assert has_drifted(hijacked, ours)
+    assert not has_drifted({"spec": {name: [{"name": "default", "weight": 1, "extra": 2}]}}, ours)

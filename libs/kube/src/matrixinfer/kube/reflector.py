@@ -172,6 +172,9 @@ class Reflector(Generic[T]):
             store.advance(event.resource_version)
         elif (value := self._decode(event.raw)) is not None:
             store.put(value)
+        else:
+            # It was seen, if not understood: nobody need wait for it.
+            store.advance(event.resource_version)
         self._size.set(len(store))
 
     def _decode(self, raw: bytes) -> T | None:

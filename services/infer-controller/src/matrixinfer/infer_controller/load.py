@@ -75,15 +75,25 @@ def read_over_http(session: aiohttp.ClientSession, *, deadline_seconds: float) -
     async def read(pod: Pod) -> int | None:
         host = f"[{pod.address}]" if ":" in pod.address else pod.address
         try:
-            async with asyncio.timeout(deadline_seconds), session.get(f"http://{host}:{pod.port}/metrics") as answer:
-                if answer.status != 200:
-                    return None
-                page = await answer.content.read(_LARGEST_PAGE)
-            found = reader.read(page).in_flight
+            url = f"http://{host}:{pod.port}/metrics"
+            async with asyncio.timeout(deadline_seconds), session.get(url, allow_redirects=False) as answer:
+                page = await _page(answer) if answer.status == 200 else None
+            found = None if page is None else reader.read(page).in_flight
         except TimeoutError:
             return _BUSY
-        except (aiohttp.ClientError, OSError, ExpositionTooLarge):
+        # What one pod sends concerns that pod alone, however broken it is.
+        except (aiohttp.ClientError, OSError, ExpositionTooLarge, ValueError):
             return None
         return None if found is None else round(found)
 
     return read
+
+
+async def _page(answer: aiohttp.ClientResponse) -> bytes | None:
+    """The whole body; None as soon as it is larger than any page of an engine."""
+    body = bytearray()
+    async for part in answer.content.iter_any():
+        body += part
+        if len(body) > _LARGEST_PAGE:
+            return None
+    return bytes(body)

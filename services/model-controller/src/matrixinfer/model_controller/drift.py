@@ -17,6 +17,8 @@ __all__ = ["has_drifted", "holds", "with_revision"]
 
 _KEYS: Final = ("name", "uid", "type", "mountPath", "containerPort", "topologyKey", "key")
 """Members by which the elements of a list are told apart, the first that all elements have."""
+_ORDERED: Final = frozenset({"rules", "targetModels", "fallbacks"})
+"""Lists whose order is their meaning: an apply replaces them whole, so an element too many is drift."""
 
 
 def with_revision(manifest: Manifest) -> dict[str, Any]:
@@ -38,7 +40,8 @@ def holds(live: Any, wanted: Any) -> bool:
     """True when everything in `wanted` is in `live`."""
     if isinstance(wanted, Mapping):
         return isinstance(live, Mapping) and all(
-            name in live and holds(live[name], member) for name, member in wanted.items()
+            name in live and (_same_order(live[name], member) if name in _ORDERED else holds(live[name], member))
+            for name, member in wanted.items()
         )
     if isinstance(wanted, Sequence) and not isinstance(wanted, str):
         return isinstance(live, Sequence) and not isinstance(live, str) and _list_holds(live, wanted)
@@ -48,11 +51,15 @@ def holds(live: Any, wanted: Any) -> bool:
 def _list_holds(live: Sequence[Any], wanted: Sequence[Any]) -> bool:
     key = _key_of(wanted)
     if key is None:
-        return len(live) == len(wanted) and all(
-            holds(found, element) for found, element in zip(live, wanted, strict=True)
-        )
+        return _same_order(live, wanted)
     by_key = {element[key]: element for element in live if isinstance(element, Mapping) and key in element}
     return all(element[key] in by_key and holds(by_key[element[key]], element) for element in wanted)
+
+
+def _same_order(live: Any, wanted: Any) -> bool:
+    if not isinstance(live, Sequence) or isinstance(live, str):
+        return False
+    return len(live) == len(wanted) and all(holds(found, element) for found, element in zip(live, wanted, strict=True))
 
 
 def _key_of(elements: Sequence[Any]) -> str | None:

@@ -114,6 +114,7 @@ class _Connection(asyncio.Protocol):
         "_head_bytes",
         "_headers",
         "_in_head",
+        "_is_slow",
         "_lingering",
         "_method",
         "_parser",
@@ -136,6 +137,7 @@ class _Connection(asyncio.Protocol):
         self.loop = loop
         self._parser: Any = httptools.HttpRequestParser(self)
         self._queue: deque[Request | Refusal] = deque()
+        self._is_slow = False
         self._exchange: _Exchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._busy = False
@@ -186,11 +188,13 @@ class _Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         """The client is slow."""
+        self._is_slow = True
         if self._exchange is not None:
             self._exchange.paused()
 
     def resume_writing(self) -> None:
         """The client has caught up."""
+        self._is_slow = False
         if self._exchange is not None:
             self._exchange.resumed()
 
@@ -384,6 +388,9 @@ class _Connection(asyncio.Protocol):
         self._busy = True
         last = self._close_after and not self._queue
         self._exchange = _Exchange(self, item, self._transport, keep_alive=not last)
+        if self._is_slow:
+            # The answer before is not out yet, and asyncio tells of a full buffer only once.
+            self._exchange.paused()
         self._task = self.inlet.tasks.create_task(self._run(self._exchange))
 
     async def _run(self, exchange: "_Exchange") -> None:
@@ -468,6 +475,9 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
         elif self._started:
             self._refuse(408, "The request did not arrive in time.")
+        elif self._unsent():
+            # A close would wait for ever for a client that takes nothing.
+            self._transport.abort()
         else:
             self._transport.close()
 

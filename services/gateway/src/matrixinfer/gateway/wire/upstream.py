@@ -96,11 +96,13 @@ class UpstreamConnection(asyncio.Protocol):
         """Send one request, head and body; the answer goes to `sink`."""
         self.uses += 1
         self._sink = sink
+        # The client of the answer before may have paused us with its last piece.
+        self._transport.resume_reading()
         self._transport.write(data)
 
     def pause(self) -> None:
-        """Stop reading: the client cannot take more."""
-        if not self._transport.is_closing():
+        """Stop reading: the client cannot take more. A connection that is back in the pool is nobody's to pause."""
+        if self._sink is not None and not self._transport.is_closing():
             self._transport.pause_reading()
 
     def resume(self) -> None:
