@@ -153,7 +153,7 @@ def test_a_bad_object_is_refused_with_the_field_and_the_fix(webhook: Webhook, po
         refused = webhook.kubectl("apply", "-f", "-", manifest=manifest)
         assert refused.returncode != 0
         assert f'The Model "{manifest["metadata"]["name"]}" is invalid: {sentence}' in refused.stderr
-    with pytest.raises(ClusterError, match=r'admission webhook "validate.matrixinfer.ai" denied the request: spec\.'):
+    with pytest.raises(ClusterError, match=r'admission webhook "default.matrixinfer.ai" denied the request: spec\.'):
         webhook.create(flags)
 
 
