@@ -36,7 +36,7 @@ class Life:
         self.name = name
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
-        return self.node.run_kubectl(*arguments, "-n", NAMESPACE, stdin=stdin)
+        return self.node.run_kubectl("-n", NAMESPACE, *arguments, stdin=stdin)
 
     def get(self, *what: str) -> dict[str, Any]:
         return read(self.node, *what, "-n", NAMESPACE)
