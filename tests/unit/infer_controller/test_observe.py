@@ -86,6 +86,19 @@ def test_a_node_wakes_the_modelinfers_of_its_pods_when_its_readiness_changes(sto
     assert woken == [KEY]
 
 
+def test_a_node_that_returns_wakes_those_whose_loss_is_believed_from_then_on(stores):
+    """With two of four lost nothing is believed; when one returns, the other is lost indeed."""
+    woken = []
+    stores.pods.put(pod(0))
+    gone = [node("node-0", ready=False, since=ago(60)), node("b", ready=False, since=ago(60))]
+    lost = lost_of(stores, *gone, node("c"), node("d"), woken=woken.append)
+    assert lost.believed == {}
+    woken.clear()
+    stores.nodes.put(node("b"))
+    assert lost.believed == {"node-0": ago(60)}
+    assert woken == [KEY]
+
+
 def woken(stores, old, new):
     return PodSource(stores.pods, infer_key).woken_by(Change(pod().key, old, new))
 

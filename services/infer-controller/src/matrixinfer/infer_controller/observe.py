@@ -126,6 +126,7 @@ class LostNodes:
         return self._lost if 2 * len(self._lost) < self._total or self._total == 0 else {}
 
     def _changed(self, change: Change[Node]) -> None:
+        believed = set(self.believed)
         self._total += (change.new is not None) - (change.old is not None)
         before, after = _is_ready(change.old), _is_ready(change.new)
         name = change.key.name
@@ -133,8 +134,12 @@ class LostNodes:
             self._lost[name] = change.new.since
         else:
             self._lost.pop(name, None)
+        # One node more or less may turn what is believed of all the others.
+        turned = believed ^ set(self.believed)
         if before != after:
-            for pod in self._pods.by_index(BY_NODE, name):
+            turned.add(name)
+        for node in sorted(turned):
+            for pod in self._pods.by_index(BY_NODE, node):
                 for key in infer_key(pod):
                     self._woken(key)
 
