@@ -68,7 +68,8 @@ verify: $(STAMP)  ## generated files, ruff, mypy, import contracts, unit and pro
 
 .PHONY: test
 test: setup cluster  ## every test but the benches
-	@$(VENV)/bin/pytest tests --ignore=tests/e2e --ignore=tests/bench -q -n 2 --dist loadgroup
+	@$(VENV)/bin/pytest tests/unit tests/property tests/meta -q -n 2
+	@$(VENV)/bin/pytest tests/conformance tests/integration -q
 	@$(VENV)/bin/pytest tests/e2e -q -p no:randomly
 
 .PHONY: bench

@@ -8,13 +8,14 @@ others. etcd and the API server know each other by certificate, so a mix-up of p
 """
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,6 +40,7 @@ Say = Callable[[str], None]
 
 _KEEPER = "keeper"
 _START_SECONDS = 120
+_OUR_PORTS = range(12_000, 32_000)
 
 
 def quiet(_: str) -> None:
@@ -301,12 +303,20 @@ class _PortTakenError(ClusterError):
 
 
 def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
-    """Return ports that nobody listens on now."""
+    """Return ports that nobody listens on now.
+
+    They lie below the range that the kernel gives to outgoing connections: a server that is restarted must find its
+    port free, and not held by somebody's connection.
+    """
+    found: list[int] = []
     with ExitStack() as open_sockets:
-        sockets = [open_sockets.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind((address, 0))
-        return [int(each.getsockname()[1]) for each in sockets]
+        while len(found) < count:
+            candidate = open_sockets.enter_context(socket.socket())
+            port = secrets.choice(_OUR_PORTS)
+            with suppress(OSError):
+                candidate.bind((address, port))
+                found.append(port)
+    return found
 
 
 def wait_for(what: str, is_true: Callable[[], bool], seconds: float, check: Callable[[], None] = lambda: None) -> None:
