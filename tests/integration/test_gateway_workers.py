@@ -19,9 +19,9 @@ from matrixinfer.devcluster.controlplane import wait_for
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
 from matrixinfer.gateway.fleet import Fleet, listeners
-from matrixinfer.gateway.handler import TrafficDefaults
 from matrixinfer.gateway.ipc import Configure
 from matrixinfer.gateway.metrics import Traffic
+from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.pool import PoolLimits
 from matrixinfer.gateway.wire.server import InletLimits
 from matrixinfer.service.clock import monotonic

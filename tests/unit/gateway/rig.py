@@ -22,8 +22,9 @@ from matrixinfer.gateway.core.types import (
     TrafficPolicy,
 )
 from matrixinfer.gateway.errors import refusal_answer
-from matrixinfer.gateway.handler import Handler, TrafficDefaults
+from matrixinfer.gateway.handler import Handler
 from matrixinfer.gateway.stats import Stats
+from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.pool import PoolLimits, UpstreamPool
 from matrixinfer.gateway.wire.server import HttpInlet, InletLimits
 from matrixinfer.service.clock import monotonic, utcnow

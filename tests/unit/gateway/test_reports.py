@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from matrixinfer.gateway.access import AccessLog, AccessRecord, DecisionRecord
 from matrixinfer.gateway.core.types import Endpoint, Server, Snapshot
 from matrixinfer.gateway.fleet import listeners
-from matrixinfer.gateway.handler import TrafficDefaults
 from matrixinfer.gateway.ipc import (
     Acknowledged,
     Configure,
@@ -31,6 +30,7 @@ from matrixinfer.gateway.ipc import (
 from matrixinfer.gateway.metrics import Traffic
 from matrixinfer.gateway.settings import GatewaySettings
 from matrixinfer.gateway.stats import Stats, StatsReport
+from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.pool import PoolLimits
 from matrixinfer.gateway.wire.server import InletLimits
 

@@ -25,6 +25,7 @@ from matrixinfer.gateway.ipc import (
     Publish,
     Report,
     Serving,
+    Wanted,
     encode,
     read_from_worker,
 )
@@ -83,7 +84,9 @@ class Fleet:
         config: Configure,
         traffic: Traffic,
         clock: Callable[[], float],
+        wake: Callable[[Wanted], None] = lambda _wanted: None,
     ) -> None:
+        """`wake` hears which servers without endpoints requests wait for, from every worker and repeatedly."""
         self._listeners = listeners
         self._board_fd = board_fd
         self._slots = slots
@@ -91,6 +94,7 @@ class Fleet:
         self._config = config
         self._traffic = traffic
         self._clock = clock
+        self._wake = wake
         self._members: dict[int, _Member] = {}
         self._frame: tuple[int, bytes] | None = None
         self._published_at = 0.0
@@ -231,6 +235,8 @@ class Fleet:
                     metrics.PUBLISH_SECONDS.observe(self._clock() - self._published_at)
             case Report(stats):
                 self._traffic.report(member.index, stats)
+            case Wanted():
+                self._wake(message)
 
     async def _tell(self, member: _Member) -> None:
         """Send what is new whenever something is. A worker that does not read for long is killed by `_listen`."""

@@ -11,8 +11,8 @@ from typing import Literal, TypeAlias
 import msgspec
 
 from matrixinfer.gateway.core.types import Snapshot
-from matrixinfer.gateway.handler import TrafficDefaults
 from matrixinfer.gateway.stats import StatsReport
+from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.pool import PoolLimits
 from matrixinfer.gateway.wire.server import InletLimits
 
@@ -25,6 +25,7 @@ __all__ = [
     "Report",
     "Serving",
     "ToWorker",
+    "Wanted",
     "encode",
     "read_from_worker",
     "read_to_worker",
@@ -74,8 +75,16 @@ class Report(msgspec.Struct, frozen=True, tag="report"):
     stats: StatsReport
 
 
+class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
+    """A request waits for this server, which has no endpoint: wake it up where that is possible. Said again at most
+    once a second while requests wait, so a word that was lost is no harm."""
+
+    namespace: str
+    name: str
+
+
 ToWorker: TypeAlias = Configure | Publish | Drain
-FromWorker: TypeAlias = Serving | Acknowledged | Report
+FromWorker: TypeAlias = Serving | Acknowledged | Report | Wanted
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

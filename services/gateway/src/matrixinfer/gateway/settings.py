@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from matrixinfer.gateway.handler import TrafficDefaults
+from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.pool import PoolLimits
 from matrixinfer.gateway.wire.server import InletLimits
 from matrixinfer.service.settings import ServiceSettings

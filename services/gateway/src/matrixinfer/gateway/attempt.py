@@ -1,0 +1,142 @@
+"""One attempt: a request is sent to one endpoint, and its answer relayed.
+
+Owns what is in flight: the load board's row is entered and left here, and the requests that wait for a pod are known
+by it. Whether a failed attempt is repeated is not decided here, with one exception: a kept connection that the engine
+closed as it was used says nothing of the endpoint, so the attempt goes on over a fresh one, once.
+"""
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+
+from matrixinfer.gateway.board import LoadRow
+from matrixinfer.gateway.choosing import Choice
+from matrixinfer.gateway.core.retry import Failure
+from matrixinfer.gateway.core.splice import with_model
+from matrixinfer.gateway.core.types import Endpoint
+from matrixinfer.gateway.stats import Stats
+from matrixinfer.gateway.terms import Terms
+from matrixinfer.gateway.trace import Trace
+from matrixinfer.gateway.wire.message import Exchange, Request, end_to_end, request_head
+from matrixinfer.gateway.wire.pool import ConnectError, Peer, UpstreamPool
+from matrixinfer.gateway.wire.relay import Outcome, Relay
+
+__all__ = ["Attempts"]
+
+# The client's credentials are for the gateway, not for whoever runs a pod. Without Accept-Encoding the engine answers
+# plainly. Framing, host and request id are written anew.
+_NOT_FOR_ENGINES = frozenset(
+    {
+        b"accept-encoding",
+        b"authorization",
+        b"content-length",
+        b"cookie",
+        b"expect",
+        b"host",
+        b"x-api-key",
+        b"x-request-id",
+    }
+)
+
+
+class Attempts:
+    """The attempts of one worker."""
+
+    def __init__(self, *, pool: UpstreamPool, row: LoadRow, stats: Stats, clock: Callable[[], float]) -> None:
+        self._pool = pool
+        self._row = row
+        self._stats = stats
+        self._clock = clock
+        self._in_flight: defaultdict[str, set[Relay]] = defaultdict(set)
+
+    def end_those_of(self, gone: Iterable[str]) -> None:
+        """End what waits for the pods of these uids: no byte can come from them."""
+        for uid in gone:
+            for relay in tuple(self._in_flight.get(uid, ())):
+                relay.endpoint_gone()
+
+    async def run(self, exchange: Exchange, trace: Trace, choice: Choice, terms: Terms) -> Outcome:
+        """Ask one endpoint. The request is counted in from this very moment until its answer has ended."""
+        endpoint, size = choice.endpoint, len(exchange.request.body)
+        self._row.enter(endpoint.slot, size)
+        try:
+            data = _outgoing(exchange.request, choice, trace)
+            outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=True)
+            if outcome.failure is Failure.STALE:
+                trace.stale += 1
+                self._stats.retry(trace.model, Failure.STALE.value)
+                outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=False)
+        finally:
+            self._row.leave(endpoint.slot, size)
+        return outcome
+
+    async def _over(
+        self,
+        peer: Peer,
+        exchange: Exchange,
+        trace: Trace,
+        endpoint: Endpoint,
+        terms: Terms,
+        data: bytes,
+        *,
+        pooled: bool,
+    ) -> Outcome:
+        loop, clock = asyncio.get_running_loop(), self._clock
+        before = clock()
+        connection = self._pool.take(peer, loop.time()) if pooled else None
+        reused = connection is not None
+        if connection is None:
+            try:
+                connection = await self._pool.connect(peer)
+            except ConnectError as exc:
+                return Outcome(Failure.CONNECT, None, str(exc), untouched=True)
+            finally:
+                trace.connect_seconds = clock() - before
+                trace.waited += trace.connect_seconds
+        relay = Relay(
+            exchange,
+            connection,
+            terms.deadlines,
+            [trace.id_header],
+            clock,
+            may_hold=trace.retries < terms.retry.attempts,
+        )
+        relays = self._in_flight[endpoint.uid]
+        relays.add(relay)
+        trace.sent_at = clock()
+        try:
+            relay.start(data)
+            outcome = await relay.outcome
+        finally:
+            relay.stop()
+            relays.discard(relay)
+            if not relays:
+                self._in_flight.pop(endpoint.uid, None)
+            _note_answer(trace, relay)
+        if reused and outcome.untouched and outcome.failure is Failure.RESET:
+            return Outcome(Failure.STALE, None, outcome.detail, untouched=True)
+        trace.waited += clock() - trace.sent_at if outcome.failure is not None else 0.0
+        return outcome
+
+
+def _note_answer(trace: Trace, relay: Relay) -> None:
+    if relay.status is not None:
+        trace.status = relay.status
+    trace.first_byte_at = relay.first_body_at
+    if relay.outcome.done() and not relay.outcome.cancelled() and relay.outcome.result().failure is None:
+        trace.outcome = "ok" if relay.status is not None and relay.status < 400 else "engine_error"
+
+
+def _outgoing(request: Request, choice: Choice, trace: Trace) -> bytes:
+    server, endpoint = choice.server, choice.endpoint
+    body = request.body
+    if server.model is not None and not choice.entry.is_adapter and server.model != trace.model:
+        body = with_model(body, server.model)
+    host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
+    headers = [
+        (b"host", f"{host}:{endpoint.port}".encode()),
+        *end_to_end(request.headers, drop=_NOT_FOR_ENGINES),
+        trace.id_header,
+        (b"content-length", b"%d" % len(body)),
+    ]
+    return request_head(request.method, request.target, headers) + body

@@ -1,0 +1,48 @@
+"""The terms a request is served on, its deadlines and retries: the route's word, then the server's, then our own."""
+
+from dataclasses import dataclass
+
+from matrixinfer.gateway.core.retry import RetryPolicy
+from matrixinfer.gateway.core.types import TrafficPolicy
+from matrixinfer.gateway.wire.relay import Deadlines
+
+__all__ = ["Terms", "TrafficDefaults", "terms"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrafficDefaults:
+    """What holds where neither route nor server says anything. Times in seconds."""
+
+    total_seconds: float = 3600.0
+    first_byte_seconds: float = 600.0
+    idle_seconds: float = 60.0
+    retry_attempts: int = 2
+    retry_interval_seconds: float = 0.025
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Deadlines and retries of one request."""
+
+    deadlines: Deadlines
+    retry: RetryPolicy
+
+
+def terms(route: TrafficPolicy, server: TrafficPolicy, own: TrafficDefaults, began: float) -> Terms:
+    """Return the terms of a request that began at loop time `began`."""
+    total = _first(route.total_seconds, server.total_seconds, own.total_seconds)
+    return Terms(
+        Deadlines(
+            _first(route.first_byte_seconds, server.first_byte_seconds, own.first_byte_seconds),
+            _first(route.idle_seconds, server.idle_seconds, own.idle_seconds),
+            began + total,
+        ),
+        RetryPolicy(
+            own.retry_attempts if server.retry_attempts is None else server.retry_attempts,
+            _first(server.retry_interval_seconds, own.retry_interval_seconds),
+        ),
+    )
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)
