@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 
 from matrixinfer.gateway.board import LoadRow
 from matrixinfer.gateway.choosing import Choice
+from matrixinfer.gateway.core.load import burden
 from matrixinfer.gateway.core.retry import Failure
 from matrixinfer.gateway.core.splice import with_model
 from matrixinfer.gateway.core.types import Endpoint
@@ -57,8 +58,8 @@ class Attempts:
 
     async def run(self, exchange: Exchange, trace: Trace, choice: Choice, terms: Terms) -> Outcome:
         """Ask one endpoint. The request is counted in from this very moment until its answer has ended."""
-        endpoint, size = choice.endpoint, len(exchange.request.body)
-        self._row.enter(endpoint.slot, size)
+        endpoint = choice.endpoint
+        claim = self._row.enter(endpoint.slot, burden(len(exchange.request.body)))
         try:
             data = _outgoing(exchange.request, choice, trace)
             outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=True)
@@ -67,7 +68,7 @@ class Attempts:
                 self._stats.retry(trace.model, Failure.STALE.value)
                 outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=False)
         finally:
-            self._row.leave(endpoint.slot, size)
+            claim.end()
         return outcome
 
     async def _over(
