@@ -554,6 +554,11 @@ async def test_every_request_is_counted_under_a_name_that_exists(rig: Rig) -> No
     await rig.ask()
     await rig.ask(post(b'{"model":"made up by a client"}'))
     report = rig.stats.report(connections=0, upstream_connections=0, upstream_opened=0, access_log_dropped=0)
-    assert report.requests == {("m", "200"): 1, ("", "404"): 1}
-    assert report.in_flight == {"m": 0, "": 0}
-    assert set(report.ttft) == set(report.overhead) == {"m"}
+    ended = {key: {c: n for c, n in series.requests.items() if n} for key, series in report.series.items()}
+    assert {key: requests for key, requests in ended.items() if requests} == {
+        ("m", "ns/r", "s"): {("200", "ok"): 1},
+        ("", "", ""): {("404", "model_not_found"): 1},
+    }
+    assert {series.in_flight for series in report.series.values()} == {0}
+    timed = {key for key, series in report.series.items() if series.first_token and series.overhead}
+    assert timed == {("m", "ns/r", "s")}

@@ -15,7 +15,7 @@ from matrixinfer.gateway.core.load import burden
 from matrixinfer.gateway.core.retry import Failure
 from matrixinfer.gateway.core.splice import with_model
 from matrixinfer.gateway.core.types import Endpoint
-from matrixinfer.gateway.stats import Stats
+from matrixinfer.gateway.core.usage import Answer, usage_of
 from matrixinfer.gateway.terms import Terms
 from matrixinfer.gateway.trace import Trace
 from matrixinfer.gateway.wire.message import Exchange, Request, end_to_end, request_head
@@ -23,6 +23,8 @@ from matrixinfer.gateway.wire.pool import ConnectError, Peer, UpstreamPool
 from matrixinfer.gateway.wire.relay import Outcome, Relay
 
 __all__ = ["Attempts"]
+
+_EVENT_STREAM = b"text/event-stream"
 
 # The client's credentials are for the gateway, not for whoever runs a pod. Without Accept-Encoding the engine answers
 # plainly. Framing, host and request id are written anew.
@@ -43,10 +45,10 @@ _NOT_FOR_ENGINES = frozenset(
 class Attempts:
     """The attempts of one worker."""
 
-    def __init__(self, *, pool: UpstreamPool, row: LoadRow, stats: Stats, clock: Callable[[], float]) -> None:
+    def __init__(self, *, pool: UpstreamPool, row: LoadRow, clock: Callable[[], float]) -> None:
         self._pool = pool
         self._row = row
-        self._stats = stats
+        self._relays = 0
         self._clock = clock
         self._in_flight: defaultdict[str, set[Relay]] = defaultdict(set)
 
@@ -65,7 +67,7 @@ class Attempts:
             outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=True)
             if outcome.failure is Failure.STALE:
                 trace.stale += 1
-                self._stats.retry(trace.model, Failure.STALE.value)
+                trace.series.retry(Failure.STALE.value)
                 outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=False)
         finally:
             claim.end()
@@ -94,6 +96,7 @@ class Attempts:
             finally:
                 trace.connect_seconds = clock() - before
                 trace.waited += trace.connect_seconds
+        self._relays += 1
         relay = Relay(
             exchange,
             connection,
@@ -101,6 +104,8 @@ class Attempts:
             [trace.id_header],
             clock,
             may_hold=trace.retries < terms.retry.attempts,
+            observe_gap=trace.series.between_pieces.observe,
+            phase=self._relays,
         )
         relays = self._in_flight[endpoint.uid]
         relays.add(relay)
@@ -113,19 +118,33 @@ class Attempts:
             relays.discard(relay)
             if not relays:
                 self._in_flight.pop(endpoint.uid, None)
-            _note_answer(trace, relay)
+            _note_answer(trace, relay, exchange.request)
         if reused and outcome.untouched and outcome.failure is Failure.RESET:
             return Outcome(Failure.STALE, None, outcome.detail, untouched=True)
         trace.waited += clock() - trace.sent_at if outcome.failure is not None else 0.0
         return outcome
 
 
-def _note_answer(trace: Trace, relay: Relay) -> None:
+def _note_answer(trace: Trace, relay: Relay, request: Request) -> None:
     if relay.status is not None:
         trace.status = relay.status
     trace.first_byte_at = relay.first_body_at
-    if relay.outcome.done() and not relay.outcome.cancelled() and relay.outcome.result().failure is None:
+    # The outcome is cancelled when the client left, or this process ends; the engine was at work then.
+    was_left = relay.outcome.cancelled()
+    is_complete = relay.outcome.done() and not was_left and relay.outcome.result().failure is None
+    if is_complete:
         trace.outcome = "ok" if relay.status is not None and relay.status < 400 else "engine_error"
+    if (relay.status is None and not was_left) or (relay.status or 0) >= 400:
+        return
+    answer = Answer(
+        request.path,
+        relay.first_bytes,
+        relay.last_bytes,
+        relay.pieces,
+        is_stream=relay.content_type.startswith(_EVENT_STREAM),
+        is_complete=is_complete,
+    )
+    trace.usage = usage_of(answer, len(request.body))
 
 
 def _outgoing(request: Request, choice: Choice, trace: Trace) -> bytes:
