@@ -104,7 +104,7 @@ class World:
         return list(described)
 
     def load(self) -> int:
-        return sum(self.fleet.board.reader((5,)).loads().requests)
+        return int(sum(self.fleet.board.requests(lambda row: (row[5],))))
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ from matrixinfer.gateway.core.types import (
     Target,
     TrafficPolicy,
 )
-from matrixinfer.gateway.errors import refusal_answer
 from matrixinfer.gateway.handler import Handler
 from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.terms import TrafficDefaults
@@ -88,7 +87,7 @@ class StubEngine:
             while not writer.is_closing():
                 head = (await reader.readuntil(b"\r\n\r\n"))[:-4]
                 asked = Asked(head, b"")
-                asked.body = await reader.readexactly(int(asked.headers[b"content-length"]))
+                asked.body = await reader.readexactly(int(asked.headers.get(b"content-length", b"0")))
                 self.asked.append(asked)
                 async with asyncio.TaskGroup() as tasks:
                     behaving = tasks.create_task(self.behave(asked, writer))
@@ -209,6 +208,8 @@ class Rig:
         self.defaults = TrafficDefaults(retry_interval_seconds=0)
         self.policy = TrafficPolicy()
         self.model: str | None = None
+        self.name = "m"
+        self.engine_name = "vLLM"
         self.revision = 0
         self.stopping = asyncio.Event()
         self.clients: list[Client] = []
@@ -248,7 +249,7 @@ class Rig:
             clock=monotonic,
             new_request_id=lambda: f"made-{len(self.records)}",
         )
-        self.inlet = HttpInlet(self.handler, refusal_answer, self.limits, monotonic)
+        self.inlet = HttpInlet(self.handler, self.handler.refuse, self.limits, monotonic)
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
@@ -265,8 +266,8 @@ class Rig:
             for i, e in enumerate(self.engines)
             if e not in without
         )
-        server = Server("ns", "s", self.model, "vLLM", endpoints, self.policy)
-        route = Route("ns", "r", "m", ("lora",), (Rule("rule", None, (Target("s", 100, 0),)),), 1)
+        server = Server("ns", "s", self.model, self.engine_name, endpoints, self.policy)
+        route = Route("ns", "r", self.name, ("lora",), (Rule("rule", None, (Target("s", 100, 0),)),), 1)
         self.handler.install(Snapshot(self.revision, (server,), (route,), gone))
 
     async def client(self, **options: Any) -> Client:
@@ -294,4 +295,4 @@ class Rig:
         return self.records[-1]
 
     def in_flight(self) -> list[int]:
-        return list(self.board.reader(range(64)).loads().requests)
+        return list(self.board.requests(lambda row: tuple(row)))

@@ -132,6 +132,8 @@ class Engine:
     startup_seconds: int = 1800
     """How long a start may take before the container counts as broken (weights load, kernels compile)."""
     served_name_flags: Sequence[str] = ("served-model-name",)
+    spellings: Mapping[str, str] = field(default_factory=dict)
+    """Paths that clients use and the engine has under another name only, with that name."""
     lora: LoraApi | None = None
     multi_node: bool = False
     phases: frozenset[Phase] = field(default=frozenset({Phase.SERVER}))

@@ -34,6 +34,7 @@ def _command(launch: Launch) -> Command:
 LLAMACPP: Final = Engine(
     name=EngineName.LLAMACPP,
     command=_command,
+    spellings={f"/v1/{name}": f"/{name}" for name in ("tokenize", "detokenize")},
     startup_seconds=600,
     served_name_flags=("served-model-name", "alias"),
 )

@@ -57,6 +57,7 @@ def _bootstrap_port(value: object) -> int:
 SGLANG: Final = Engine(
     name=EngineName.SGLANG,
     command=_command,
+    spellings={f"/{name}": f"/v1/{name}" for name in ("rerank", "score")},
     lora=LoraApi("/load_lora_adapter", "/unload_lora_adapter"),
     multi_node=True,
     phases=frozenset(Phase),

@@ -152,6 +152,7 @@ def _surroundings(launch: Launch, config: Json) -> tuple[tuple[dict[str, Json], 
 VLLM: Final = Engine(
     name=EngineName.VLLM,
     command=_command,
+    spellings={f"/v1/{name}": f"/{name}" for name in ("tokenize", "detokenize", "classify", "pooling")},
     lora=LoraApi("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
     multi_node=True,
     phases=frozenset(Phase),

@@ -7,15 +7,16 @@ closed as it was used says nothing of the endpoint, so the attempt goes on over 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
+from matrixinfer.engines.catalog import ENGINES
 from matrixinfer.gateway.board import LoadRow
 from matrixinfer.gateway.choosing import Choice
-from matrixinfer.gateway.core.load import burden
+from matrixinfer.gateway.core.form import form_boundary, is_multipart, with_form_model
 from matrixinfer.gateway.core.retry import Failure
 from matrixinfer.gateway.core.splice import with_model
-from matrixinfer.gateway.core.types import Endpoint
-from matrixinfer.gateway.core.usage import Answer, usage_of
+from matrixinfer.gateway.core.types import Endpoint, Server
+from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.terms import Terms
 from matrixinfer.gateway.trace import Trace
 from matrixinfer.gateway.wire.message import Exchange, Request, end_to_end, request_head
@@ -42,13 +43,21 @@ _NOT_FOR_ENGINES = frozenset(
 )
 
 
+# Paths that an engine has under another name only.
+_SPELLINGS: Mapping[str, Mapping[bytes, bytes]] = {
+    name.value: {ours.encode(): theirs.encode() for ours, theirs in engine.spellings.items()}
+    for name, engine in ENGINES.items()
+}
+_NO_SPELLINGS: Mapping[bytes, bytes] = {}
+
+
 class Attempts:
     """The attempts of one worker."""
 
-    def __init__(self, *, pool: UpstreamPool, row: LoadRow, clock: Callable[[], float]) -> None:
+    def __init__(self, *, pool: UpstreamPool, row: LoadRow, stats: Stats, clock: Callable[[], float]) -> None:
         self._pool = pool
         self._row = row
-        self._relays = 0
+        self._stats = stats
         self._clock = clock
         self._in_flight: defaultdict[str, set[Relay]] = defaultdict(set)
 
@@ -60,17 +69,17 @@ class Attempts:
 
     async def run(self, exchange: Exchange, trace: Trace, choice: Choice, terms: Terms) -> Outcome:
         """Ask one endpoint. The request is counted in from this very moment until its answer has ended."""
-        endpoint = choice.endpoint
-        claim = self._row.enter(endpoint.slot, burden(len(exchange.request.body)))
+        endpoint, size = choice.endpoint, len(exchange.request.body)
+        self._row.enter(endpoint.slot, size)
         try:
             data = _outgoing(exchange.request, choice, trace)
             outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=True)
             if outcome.failure is Failure.STALE:
                 trace.stale += 1
-                trace.series.retry(Failure.STALE.value)
+                self._stats.retry(trace.model, Failure.STALE.value)
                 outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=False)
         finally:
-            claim.end()
+            self._row.leave(endpoint.slot, size)
         return outcome
 
     async def _over(
@@ -96,7 +105,6 @@ class Attempts:
             finally:
                 trace.connect_seconds = clock() - before
                 trace.waited += trace.connect_seconds
-        self._relays += 1
         relay = Relay(
             exchange,
             connection,
@@ -104,8 +112,6 @@ class Attempts:
             [trace.id_header],
             clock,
             may_hold=trace.retries < terms.retry.attempts,
-            observe_gap=trace.series.between_pieces.observe,
-            phase=self._relays,
         )
         relays = self._in_flight[endpoint.uid]
         relays.add(relay)
@@ -118,45 +124,49 @@ class Attempts:
             relays.discard(relay)
             if not relays:
                 self._in_flight.pop(endpoint.uid, None)
-            _note_answer(trace, relay, exchange.request)
+            _note_answer(trace, relay)
         if reused and outcome.untouched and outcome.failure is Failure.RESET:
             return Outcome(Failure.STALE, None, outcome.detail, untouched=True)
         trace.waited += clock() - trace.sent_at if outcome.failure is not None else 0.0
         return outcome
 
 
-def _note_answer(trace: Trace, relay: Relay, request: Request) -> None:
+def _note_answer(trace: Trace, relay: Relay) -> None:
     if relay.status is not None:
         trace.status = relay.status
     trace.first_byte_at = relay.first_body_at
-    # The outcome is cancelled when the client left, or this process ends; the engine was at work then.
-    was_left = relay.outcome.cancelled()
-    is_complete = relay.outcome.done() and not was_left and relay.outcome.result().failure is None
-    if is_complete:
+    trace.is_event_stream = relay.content_type[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM
+    if relay.outcome.done() and not relay.outcome.cancelled() and relay.outcome.result().failure is None:
         trace.outcome = "ok" if relay.status is not None and relay.status < 400 else "engine_error"
-    if (relay.status is None and not was_left) or (relay.status or 0) >= 400:
-        return
-    answer = Answer(
-        request.path,
-        relay.first_bytes,
-        relay.last_bytes,
-        relay.pieces,
-        is_stream=relay.content_type.startswith(_EVENT_STREAM),
-        is_complete=is_complete,
-    )
-    trace.usage = usage_of(answer, len(request.body))
 
 
 def _outgoing(request: Request, choice: Choice, trace: Trace) -> bytes:
     server, endpoint = choice.server, choice.endpoint
     body = request.body
     if server.model is not None and not choice.entry.is_adapter and server.model != trace.model:
-        body = with_model(body, server.model)
+        body = _with_model(request, server.model)
     host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
     headers = [
         (b"host", f"{host}:{endpoint.port}".encode()),
         *end_to_end(request.headers, drop=_NOT_FOR_ENGINES),
         trace.id_header,
-        (b"content-length", b"%d" % len(body)),
     ]
-    return request_head(request.method, request.target, headers) + body
+    if body or request.method == "POST":
+        headers.append((b"content-length", b"%d" % len(body)))
+    return request_head(request.method, _spelled(request, server), headers) + body
+
+
+def _with_model(request: Request, model: str) -> bytes:
+    media = request.header(b"content-type") or b""
+    if is_multipart(media):
+        return with_form_model(request.body, form_boundary(media), model)
+    return with_model(request.body, model)
+
+
+def _spelled(request: Request, server: Server) -> bytes:
+    """The target as this engine spells it."""
+    other = _SPELLINGS.get(server.engine, _NO_SPELLINGS).get(request.path)
+    if other is None:
+        return request.target
+    _, query, rest = request.target.partition(b"?")
+    return other + query + rest

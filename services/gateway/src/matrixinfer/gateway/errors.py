@@ -1,16 +1,20 @@
-"""Refusals of the gateway itself, in the form that OpenAI clients show to people.
+"""Refusals of the gateway itself, in the form that the client of that path shows to people: OpenAI's or Anthropic's.
 
 An engine's own answers are never touched. Every sentence tells the caller what to do; nothing names an internal
 address.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from matrixinfer.gateway.core.retry import Failure
+from matrixinfer.gateway.core.surface import is_anthropic, makes_object, stored_object
 from matrixinfer.gateway.wire.message import Headers, Refusal
 
 __all__ = [
     "GatewayError",
+    "allow_header",
     "bad_body",
     "error_body",
     "error_event",
@@ -21,12 +25,23 @@ __all__ = [
     "no_rule",
     "not_found",
     "overloaded",
-    "refusal_answer",
-    "unsupported_media",
+    "refused",
+    "unsupported_coding",
     "upstream_failed",
 ]
 
 _JSON = (b"content-type", b"application/json")
+
+# The types of Anthropic's API; a status that is not here is one of its two general ones.
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
 
 
 class GatewayError(Exception):
@@ -59,28 +74,37 @@ class GatewayError(Exception):
         return [_JSON, *again, *self.extra]
 
 
-def error_body(error: GatewayError) -> bytes:
-    """Return the JSON document of an error."""
-    return msgspec.json.encode(
-        {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
-    )
+def error_body(error: GatewayError, path: bytes = b"", request_id: str = "") -> bytes:
+    """Return the JSON document of an error, for a client that asked at `path`."""
+    return msgspec.json.encode(_document(error, path, request_id))
 
 
-def error_event(error: GatewayError) -> bytes:
+def error_event(error: GatewayError, path: bytes, request_id: str) -> bytes:
     """Return the error as an event for a stream that has begun; the blank line before it ends a half-sent event."""
-    return b"\n\ndata: " + error_body(error) + b"\n\n"
+    document = _document(error, path, request_id)
+    if makes_object(path) or stored_object(path):
+        # Events of the Responses API carry their own type.
+        document = {"type": "error", "code": error.code, "message": error.message, "param": error.param, **document}
+    name = f"event: {document['type']}\n".encode() if "type" in document else b""
+    return b"\n\n" + name + b"data: " + msgspec.json.encode(document) + b"\n\n"
 
 
-def refusal_answer(refusal: Refusal) -> tuple[Headers, bytes]:
-    """Return headers and body for a request that the inlet could not accept."""
+def _document(error: GatewayError, path: bytes, request_id: str) -> dict[str, object]:
+    if is_anthropic(path):
+        kind = _ANTHROPIC_TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+        return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": request_id}
+    return {"error": {"message": error.message, "type": error.type, "param": error.param, "code": error.code}}
+
+
+def refused(refusal: Refusal) -> GatewayError:
+    """The inlet could not accept the request."""
     server_side = refusal.status >= 500
-    error = GatewayError(
+    return GatewayError(
         refusal.status,
         refusal.message,
         type_="server_error" if server_side else "invalid_request_error",
         retry_after_seconds=1 if refusal.status == 503 else None,
     )
-    return error.headers, error_body(error)
 
 
 def bad_body(message: str, param: str | None) -> GatewayError:
@@ -93,19 +117,26 @@ def not_found(path: str) -> GatewayError:
     return GatewayError(404, f"There is nothing at {path!r}; the API begins at /v1/.", code="not_found")
 
 
-def method_not_allowed(method: str, allowed: str) -> GatewayError:
+def allow_header(allowed: Sequence[str]) -> tuple[bytes, bytes]:
+    """Return the header that lists the methods of a path."""
+    return b"allow", ", ".join((*allowed, "OPTIONS")).encode()
+
+
+def method_not_allowed(method: str, allowed: Sequence[str]) -> GatewayError:
     """The path exists, the method does not."""
     return GatewayError(
         405,
-        f"{method} is not allowed here; use {allowed}.",
+        f"{method} is not allowed here; use {' or '.join(allowed)}.",
         code="method_not_allowed",
-        extra=[(b"allow", allowed.encode())],
+        extra=[allow_header(allowed)],
     )
 
 
-def unsupported_media(media: str) -> GatewayError:
-    """The body is of a type that cannot be routed."""
-    return GatewayError(415, f"A body of type {media!r} cannot be routed; send JSON.", code="unsupported_media_type")
+def unsupported_coding(coding: str) -> GatewayError:
+    """The body is compressed and cannot be read."""
+    return GatewayError(
+        415, f"A body with Content-Encoding {coding!r} cannot be routed; send it plain.", code="unsupported_media_type"
+    )
 
 
 def model_not_found(model: str) -> GatewayError:

@@ -6,7 +6,7 @@ only layer that retries.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from matrixinfer.gateway import errors
@@ -14,12 +14,13 @@ from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.attempt import Attempts
 from matrixinfer.gateway.board import LoadBoard, LoadRow
 from matrixinfer.gateway.choosing import Choice, Chooser
+from matrixinfer.gateway.core.form import form_boundary, is_multipart, peek_form
 from matrixinfer.gateway.core.match import Ask
 from matrixinfer.gateway.core.peek import BodyError, Peek, peek
 from matrixinfer.gateway.core.retry import Failure, may_retry, status_is_transient
 from matrixinfer.gateway.core.schedule.framework import Profile
 from matrixinfer.gateway.core.schedule.profiles import LEAST_LOADED
-from matrixinfer.gateway.core.surface import Surface, surface
+from matrixinfer.gateway.core.surface import Surface, allowed_methods, listed_model, surface
 from matrixinfer.gateway.core.table import Table
 from matrixinfer.gateway.core.types import Snapshot
 from matrixinfer.gateway.errors import GatewayError
@@ -27,7 +28,7 @@ from matrixinfer.gateway.models import model_page, models_page
 from matrixinfer.gateway.stats import UNKNOWN_MODEL, Stats
 from matrixinfer.gateway.terms import Terms, TrafficDefaults, terms
 from matrixinfer.gateway.trace import Trace
-from matrixinfer.gateway.wire.message import Exchange, Headers, Request
+from matrixinfer.gateway.wire.message import Exchange, Headers, Refusal, Request, header
 from matrixinfer.gateway.wire.pool import Peer, UpstreamPool
 from matrixinfer.gateway.wire.relay import Held, Outcome
 from matrixinfer.service.logging import get_logger
@@ -62,7 +63,6 @@ class Handler:
         self._worker = worker
         self._board = board
         self._stats = stats
-        self._unrouted = stats.series(UNKNOWN_MODEL, UNKNOWN_MODEL)
         self._access = access
         self._defaults = defaults
         self._now = now
@@ -70,7 +70,7 @@ class Handler:
         self._clock = clock
         self._new_request_id = new_request_id
         self._profile = profile
-        self._attempts = Attempts(pool=pool, row=row, clock=clock)
+        self._attempts = Attempts(pool=pool, row=row, stats=stats, clock=clock)
         self.draining = False
         """Set to answer /readyz with 503."""
         self.install(Snapshot(0))
@@ -82,7 +82,6 @@ class Handler:
         self._chooser = Chooser(table, self._board, self._profile)
         self._models = models_page(table.listings)
         self._by_name = {listing.name: listing for listing in table.listings}
-        self._stats.expect(table.series_keys())
         self._attempts.end_those_of(table.gone)
 
     @property
@@ -97,7 +96,7 @@ class Handler:
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one exchange, whatever happens, and account for it."""
         request = exchange.request
-        trace = Trace(self._request_id(request), self._unrouted, self._unrouted)
+        trace = Trace(self._request_id(request.headers))
         try:
             await self._answer(exchange, trace)
         except GatewayError as error:
@@ -115,28 +114,42 @@ class Handler:
         finally:
             self._account(exchange, trace)
 
+    def refuse(self, refusal: Refusal) -> tuple[Headers, bytes]:
+        """Return headers and body for a request that the inlet could not accept."""
+        error, request_id = errors.refused(refusal), self._request_id(refusal.headers)
+        headers = [*error.headers, (b"x-request-id", request_id.encode())]
+        return headers, errors.error_body(error, refusal.path, request_id)
+
     # -- what is asked --------------------------------------------------------------------------------------------
 
     async def _answer(self, exchange: Exchange, trace: Trace) -> None:
         request = exchange.request
         kind = surface(request.path)
-        if kind is Surface.INFERENCE:
-            _require_method(request, "POST")
-            await self._infer(exchange, trace)
-            return
         if kind is Surface.MALFORMED:
             raise GatewayError(400, "The path is malformed.")
         if kind is Surface.NOTHING:
             raise errors.not_found(request.path.decode(errors="replace"))
-        _require_method(request, "GET")
-        self._answer_locally(exchange, trace, kind)
+        allowed = allowed_methods(kind)
+        if request.method == "OPTIONS":
+            self._answer_options(exchange, trace, allowed)
+        elif request.method not in allowed:
+            raise errors.method_not_allowed(request.method, allowed)
+        elif kind is Surface.INFERENCE:
+            await self._infer(exchange, trace)
+        else:
+            self._answer_locally(exchange, trace, kind)
+
+    def _answer_options(self, exchange: Exchange, trace: Trace, allowed: Sequence[str]) -> None:
+        trace.status, trace.outcome = 204, "ok"
+        exchange.begin(204, [errors.allow_header(allowed), trace.id_header], None)
+        exchange.finish()
 
     def _answer_locally(self, exchange: Exchange, trace: Trace, kind: Surface) -> None:
         status, body = 200, b'{"message":"ok"}'
         if kind is Surface.MODELS:
             body = self._models
         elif kind is Surface.MODEL:
-            name = exchange.request.path[len(b"/v1/models/") :].decode(errors="replace")
+            name = listed_model(exchange.request.path)
             listing = self._by_name.get(name)
             if listing is None:
                 raise errors.model_not_found(name)
@@ -144,9 +157,7 @@ class Handler:
         elif kind is Surface.READY and (self.draining or not self.revision):
             status, body = 503, b'{"message":"not ready"}'
         trace.status, trace.outcome = status, "ok"
-        exchange.begin(status, [_JSON, trace.id_header], len(body))
-        exchange.write(body)
-        exchange.finish()
+        _answer_with(exchange, status, [_JSON, trace.id_header], body)
 
     # -- inference ------------------------------------------------------------------------------------------------
 
@@ -169,7 +180,7 @@ class Handler:
                 return
             tried.add(choice.endpoint.uid)
             trace.retries += 1
-            trace.series.retry(outcome.failure.value)
+            self._stats.retry(trace.model, outcome.failure.value)
             await self._pause(trace, agreed.retry.interval_seconds)
 
     def _choose(self, ask: Ask, trace: Trace, tried: frozenset[str]) -> Choice:
@@ -178,11 +189,8 @@ class Handler:
         entry = chooser.entry(trace)
         if not trace.routed:
             trace.routed, trace.route = True, f"{entry.route.namespace}/{entry.route.name}"
-            trace.lobby = trace.series = self._stats.series(trace.model, trace.route)
-            trace.lobby.begin()
-        choice = chooser.choose(entry, ask, trace, tried)
-        trace.series = self._stats.series(trace.model, trace.route, choice.server.name)
-        return choice
+            self._stats.begin(trace.model)
+        return chooser.choose(entry, ask, trace, tried)
 
     # -- when it fails --------------------------------------------------------------------------------------------
 
@@ -212,60 +220,59 @@ class Handler:
         trace.outcome = failure.value
         if not exchange.begun:
             raise error
-        if trace.stream:
-            exchange.write(errors.error_event(error))
+        if trace.is_event_stream:
+            exchange.write(errors.error_event(error, exchange.request.path, trace.request_id))
         exchange.cut()
 
     def _refuse(self, exchange: Exchange, trace: Trace, error: GatewayError) -> None:
         if exchange.begun:
             exchange.cut()
             return
-        body = errors.error_body(error)
+        body = errors.error_body(error, exchange.request.path, trace.request_id)
         trace.status = error.status
-        exchange.begin(error.status, [*error.headers, trace.id_header], len(body))
-        exchange.write(body)
-        exchange.finish()
+        _answer_with(exchange, error.status, [*error.headers, trace.id_header], body)
 
     # -- accounting -----------------------------------------------------------------------------------------------
 
-    def _request_id(self, request: Request) -> str:
-        given = request.header(b"x-request-id")
+    def _request_id(self, headers: Headers) -> str:
+        given = header(headers, b"x-request-id")
         # Visible ASCII only: it goes into a header, a log line and the engine's own ids.
         if given and len(given) <= _REQUEST_ID_LIMIT and all(0x21 <= c <= 0x7E for c in given):
             return given.decode()
         return self._new_request_id()
 
     def _account(self, exchange: Exchange, trace: Trace) -> None:
-        received, now, series = exchange.request.received, self._clock(), trace.series
-        if trace.routed:
-            trace.lobby.leave()
-        series.end(trace.status, trace.outcome, now - received, client_gone=exchange.gone)
+        request = exchange.request
+        total = self._clock() - request.received
+        model = trace.model if trace.routed else UNKNOWN_MODEL
+        if not trace.routed:
+            self._stats.begin(model)
+        self._stats.end(model, trace.status, total, client_gone=exchange.gone)
         if trace.first_byte_at is not None and trace.status < 400:
-            series.first_token.observe(trace.first_byte_at - received)
-        if trace.usage is not None:
-            series.used(trace.usage)
-        if (pace := trace.seconds_per_token(now)) is not None:
-            series.per_token.observe(pace)
-        if trace.queued_seconds is not None:
-            series.queue.observe(trace.queued_seconds)
-        if (overhead := trace.overhead_seconds(received)) is not None:
-            series.overhead.observe(overhead)
-        self._access.write(trace.record(exchange, worker=self._worker, time=self._now(), total_seconds=now - received))
-
-
-def _require_method(request: Request, method: str) -> None:
-    if request.method != method:
-        raise errors.method_not_allowed(request.method, method)
+            self._stats.first_token(model, trace.first_byte_at - request.received)
+        overhead = trace.overhead_seconds(request.received)
+        if overhead is not None:
+            self._stats.overhead(model, overhead)
+        self._access.write(trace.record(exchange, worker=self._worker, time=self._now(), total_seconds=total))
 
 
 def _peek(request: Request) -> Peek:
-    media = (request.header(b"content-type") or b"").split(b";", 1)[0].strip().lower()
-    if media.startswith(b"multipart/"):
-        raise errors.unsupported_media(media.decode(errors="replace"))
+    coding = request.header(b"content-encoding")
+    if coding is not None and coding.strip().lower() != b"identity":
+        raise errors.unsupported_coding(coding.decode(errors="replace"))
+    media = request.header(b"content-type") or b""
     try:
-        return peek(request.body)
+        return peek_form(request.body, form_boundary(media)) if is_multipart(media) else peek(request.body)
     except BodyError as exc:
         raise errors.bad_body(str(exc), exc.param) from exc
+
+
+def _answer_with(exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:
+    exchange.begin(status, headers, len(body))
+    # The answer to HEAD has the length of a body and none.
+    if exchange.request.method != "HEAD":
+        exchange.write(body)
+    exchange.finish()
 
 
 def _header_texts(headers: Headers) -> dict[str, str]:

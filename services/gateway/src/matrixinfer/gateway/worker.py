@@ -20,7 +20,6 @@ import uvloop
 from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.types import Snapshot
-from matrixinfer.gateway.errors import refusal_answer
 from matrixinfer.gateway.handler import Handler
 from matrixinfer.gateway.ipc import (
     Acknowledged,
@@ -71,7 +70,7 @@ class Worker:
             clock=monotonic,
             new_request_id=lambda: uuid.uuid4().hex,
         )
-        self._inlet = HttpInlet(self._handler, refusal_answer, config.inlet, monotonic)
+        self._inlet = HttpInlet(self._handler, self._handler.refuse, config.inlet, monotonic)
         self._stopping = asyncio.Event()
         self._has_snapshot = asyncio.Event()
 

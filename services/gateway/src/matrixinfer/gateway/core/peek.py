@@ -1,7 +1,7 @@
-"""What the gateway reads of a request body: the model and whether the answer streams. Nothing else is decoded.
+"""What the gateway reads of a JSON body: the model, whether the answer streams, and which answer it goes on from.
 
-Owns the narrow decode and the refusals that come from it. Unknown members, number text and key order are none of its
-business: the body travels on as the bytes that came in.
+Owns the narrow decode and the refusals that come from it; forms have `form`. Unknown members, number text and key
+order are none of its business: the body travels on as the bytes that came in.
 """
 
 from dataclasses import dataclass
@@ -25,12 +25,15 @@ class Peek:
 
     model: str
     stream: bool
+    previous: str = ""
+    """Id of the response that this request continues; only its engine knows it."""
 
 
 class _Members(msgspec.Struct):
     model: str | None = None
     # Raw, because its type is the engine's to judge: only the literal `true` means something here.
     stream: msgspec.Raw = msgspec.Raw()
+    previous_response_id: msgspec.Raw = msgspec.Raw()
 
 
 _decoder = msgspec.json.Decoder(_Members)
@@ -53,4 +56,7 @@ def peek(body: bytes) -> Peek:
         raise BodyError(f"The request body is not valid JSON: {exc}") from exc
     if not members.model or not members.model.strip():
         raise BodyError("You must provide a 'model' parameter.", "model")
-    return Peek(members.model, bytes(members.stream) == b"true")
+    previous = bytes(members.previous_response_id)
+    return Peek(
+        members.model, bytes(members.stream) == b"true", msgspec.json.decode(previous) if previous[:1] == b'"' else ""
+    )

@@ -4,10 +4,17 @@ from enum import StrEnum
 
 from matrixinfer.engines.catalog import ENGINES
 
-__all__ = ["Surface", "surface"]
+__all__ = ["Surface", "allowed_methods", "is_anthropic", "listed_model", "makes_object", "stored_object", "surface"]
 
 _PREFIX = b"/v1/"
 _MODELS = b"/v1/models"
+_RESPONSES = b"/v1/responses"
+_MESSAGES = b"/v1/messages"
+
+# Paths that engines have without /v1 and that clients use so.
+_PLAIN = frozenset(
+    {b"/tokenize", b"/detokenize", b"/rerank", b"/v2/rerank", b"/score", b"/classify", b"/pooling", b"/v2/embed"}
+)
 
 # Engines offer these beside inference. They change what a pod serves: the controllers' to call, not a client's.
 _ENGINE_ADMIN = frozenset(
@@ -17,11 +24,16 @@ _ENGINE_ADMIN = frozenset(
     for path in (engine.lora.load_path, engine.lora.unload_path)
 )
 
+# Below /v1/responses, but no name of a stored response: these carry a body with `model`.
+_NOT_STORED = frozenset({b"compact", b"input_tokens"})
+
 
 class Surface(StrEnum):
     """What a path is to the gateway."""
 
     INFERENCE = "inference"
+    STORED = "stored"
+    """An object that one engine keeps: only that engine can answer."""
     MODELS = "models"
     MODEL = "model"
     HEALTH = "health"
@@ -30,19 +42,53 @@ class Surface(StrEnum):
     NOTHING = "nothing"
 
 
+_METHODS = {Surface.INFERENCE: ("POST",), Surface.STORED: ("GET", "HEAD", "POST", "DELETE")}
+
+
 def surface(path: bytes) -> Surface:
     """Classify a path. Dot segments, empty segments and control bytes are malformed: peers disagree about them."""
-    segments = path.removesuffix(b"/").split(b"/")[1:]
+    bare = path.removesuffix(b"/")
+    segments = bare.split(b"/")[1:]
     if any(s in (b"", b".", b"..") for s in segments) or any(c < 0x20 or c in b"\\\x7f" for c in path):
         return Surface.MALFORMED if path.startswith(b"/") and path != b"/" else Surface.NOTHING
     if path == b"/healthz":
         return Surface.HEALTH
     if path == b"/readyz":
         return Surface.READY
-    if path == _MODELS:
+    if bare == _MODELS:
         return Surface.MODELS
     if path.startswith(_MODELS + b"/"):
         return Surface.MODEL
-    if path.startswith(_PREFIX) and path.removesuffix(b"/").lower() not in _ENGINE_ADMIN:
+    if stored_object(path):
+        return Surface.STORED
+    if (path.startswith(_PREFIX) and bare.lower() not in _ENGINE_ADMIN) or path in _PLAIN:
         return Surface.INFERENCE
     return Surface.NOTHING
+
+
+def allowed_methods(kind: Surface) -> tuple[str, ...]:
+    """Return the methods that a path of this kind takes, besides OPTIONS."""
+    return _METHODS.get(kind, ("GET", "HEAD"))
+
+
+def listed_model(path: bytes) -> str:
+    """Return the model that a path of the kind MODEL names; names may hold slashes."""
+    return path[len(_MODELS) + 1 :].decode(errors="replace")
+
+
+def makes_object(path: bytes) -> bool:
+    """Whether an answer to this path may name a new object that its engine keeps."""
+    return path.removesuffix(b"/") == _RESPONSES
+
+
+def stored_object(path: bytes) -> str:
+    """Return the id of the stored object that a path names; empty when it names none."""
+    if not path.startswith(_RESPONSES + b"/"):
+        return ""
+    name = path[len(_RESPONSES) + 1 :].partition(b"/")[0]
+    return "" if name in _NOT_STORED else name.decode(errors="replace")
+
+
+def is_anthropic(path: bytes) -> bool:
+    """Whether clients of this path speak Anthropic's dialect."""
+    return path == _MESSAGES or path.startswith(_MESSAGES + b"/")

@@ -4,7 +4,7 @@ Owns nothing that changes. A rule whose regular expression cannot be compiled ne
 so).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from matrixinfer.gateway.core.match import Ask, PatternError, Predicate, predicate
@@ -67,14 +67,6 @@ class Table:
     def pool(self, target: Target) -> Pool | None:
         """Return the pool of a target; None when its server does not exist."""
         return None if target.server is None else self.pools[target.server]
-
-    def series_keys(self) -> Iterator[tuple[str, str, str]]:
-        """Return model, route and server of all requests that can come; the server is empty where none was found."""
-        for model, entry in self.entries.items():
-            route = f"{entry.route.namespace}/{entry.route.name}"
-            yield model, route, ""
-            for name in dict.fromkeys(t.name for rule in entry.route.rules for t in (*rule.targets, *rule.fallbacks)):
-                yield model, route, name
 
     def can_serve(self, target: Target) -> bool:
         """Whether a target has an endpoint that takes new requests."""

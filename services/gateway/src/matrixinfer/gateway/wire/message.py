@@ -17,6 +17,7 @@ __all__ = [
     "Watcher",
     "end_to_end",
     "has_no_body",
+    "header",
     "request_head",
     "response_head",
 ]
@@ -57,7 +58,7 @@ class Request:
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header."""
-        return next((value for key, value in self.headers if key == name), None)
+        return header(self.headers, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,10 @@ class Refusal:
 
     status: int
     message: str
+    method: str = ""
+    path: bytes = b""
+    headers: Headers = ()
+    """As far as they came."""
 
 
 class Watcher(Protocol):
@@ -144,6 +149,11 @@ def end_to_end(headers: Headers, *, drop: frozenset[bytes] = frozenset()) -> lis
         if name == b"connection":
             unwanted |= {token.strip().lower() for token in value.split(b",")}
     return [(name, value) for name, value in headers if name not in unwanted]
+
+
+def header(headers: Headers, name: bytes) -> bytes | None:
+    """Return the first value of a header."""
+    return next((value for key, value in headers if key == name), None)
 
 
 def has_no_body(status: int) -> bool:

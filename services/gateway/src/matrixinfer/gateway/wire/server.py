@@ -375,7 +375,8 @@ class _Connection(asyncio.Protocol):
     def _refuse(self, status: int, message: str) -> None:
         self._close_after = True
         self._drop_body()
-        self._queue.append(Refusal(status, message))
+        path = bytes(self._target).partition(b"?")[0]
+        self._queue.append(Refusal(status, message, self._method, path, tuple(self._headers)))
         self._next()
 
     def _next(self) -> None:
@@ -426,7 +427,7 @@ class _Connection(asyncio.Protocol):
         head = response_head(
             refusal.status, [*headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         )
-        self._transport.write(head + body)
+        self._transport.write(head if refusal.method == "HEAD" else head + body)
         self._linger()
 
     def _linger(self) -> None:
