@@ -20,6 +20,7 @@ from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
 from matrixinfer.gateway.fleet import Fleet, listeners
 from matrixinfer.gateway.ipc import Configure
+from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.metrics import Traffic
 from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.pool import PoolLimits
@@ -50,6 +51,7 @@ class World:
         self.sockets = listeners("127.0.0.1", 0, 2)
         self.port = self.sockets[0].getsockname()[1]
         self.board_fd = LoadBoard.create(2, 64)
+        self.ledger_fd = Ledger.create(2, 64)
         self.traffic = Traffic(CollectorRegistry())
 
     async def start(self, config: Configure = CONFIG) -> None:
@@ -58,6 +60,8 @@ class World:
             listeners=self.sockets,
             board_fd=self.board_fd,
             slots=64,
+            ledger_fd=self.ledger_fd,
+            ledger_entries=64,
             config=config,
             traffic=self.traffic,
             clock=monotonic,
@@ -115,6 +119,7 @@ async def world() -> AsyncIterator[World]:
         made.running.cancel()
         made.engine.close()
     os.close(made.board_fd)
+    os.close(made.ledger_fd)
 
 
 async def test_all_workers_see_the_requests_of_all(world: World) -> None:

@@ -22,6 +22,7 @@ from matrixinfer.gateway.core.types import (
     TrafficPolicy,
 )
 from matrixinfer.gateway.handler import Handler
+from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.pool import PoolLimits, UpstreamPool
@@ -203,6 +204,7 @@ class Rig:
         self.recorded = asyncio.Event()
         self.stats = Stats()
         self.board = LoadBoard(LoadBoard.create(1, 64), 1, 64)
+        self.ledger = Ledger(Ledger.create(1, 64), 1, 64)
         self.limits = InletLimits()
         self.pool_limits = PoolLimits()
         self.defaults = TrafficDefaults(retry_interval_seconds=0)
@@ -242,6 +244,7 @@ class Rig:
             pool=self.pool,
             board=self.board,
             row=self.board.row(0),
+            ledger=self.ledger,
             stats=self.stats,
             access=self,  # type: ignore[arg-type]
             defaults=self.defaults,

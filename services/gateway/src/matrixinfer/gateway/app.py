@@ -15,6 +15,7 @@ from matrixinfer.gateway.core.slots import SlotBook
 from matrixinfer.gateway.feeds.kube import ClusterView, SnapshotFeed
 from matrixinfer.gateway.fleet import Fleet, listeners, worker_count
 from matrixinfer.gateway.ipc import Configure
+from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.metrics import Traffic
 from matrixinfer.gateway.reconcilers import FIELD_MANAGER
 from matrixinfer.gateway.settings import GatewaySettings
@@ -48,6 +49,8 @@ async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
         listeners=sockets,
         board_fd=LoadBoard.create(count, settings.endpoint_slots),
         slots=settings.endpoint_slots,
+        ledger_fd=Ledger.create(count, settings.ledger_entries),
+        ledger_entries=settings.ledger_entries,
         config=_configuration(settings),
         traffic=Traffic(),
         clock=monotonic,

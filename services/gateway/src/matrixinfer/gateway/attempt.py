@@ -13,9 +13,12 @@ from matrixinfer.engines.catalog import ENGINES
 from matrixinfer.gateway.board import LoadRow
 from matrixinfer.gateway.choosing import Choice
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, with_form_model
+from matrixinfer.gateway.core.objects import IdFinder, keeper
 from matrixinfer.gateway.core.retry import Failure
 from matrixinfer.gateway.core.splice import with_model
+from matrixinfer.gateway.core.surface import makes_object
 from matrixinfer.gateway.core.types import Endpoint, Server
+from matrixinfer.gateway.ledger import LedgerPage
 from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.terms import Terms
 from matrixinfer.gateway.trace import Trace
@@ -54,8 +57,11 @@ _NO_SPELLINGS: Mapping[bytes, bytes] = {}
 class Attempts:
     """The attempts of one worker."""
 
-    def __init__(self, *, pool: UpstreamPool, row: LoadRow, stats: Stats, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, *, pool: UpstreamPool, row: LoadRow, page: LedgerPage, stats: Stats, clock: Callable[[], float]
+    ) -> None:
         self._pool = pool
+        self._page = page
         self._row = row
         self._stats = stats
         self._clock = clock
@@ -112,6 +118,7 @@ class Attempts:
             [trace.id_header],
             clock,
             may_hold=trace.retries < terms.retry.attempts,
+            opening=self._opening(endpoint) if makes_object(exchange.request.path) else None,
         )
         relays = self._in_flight[endpoint.uid]
         relays.add(relay)
@@ -130,6 +137,18 @@ class Attempts:
         trace.waited += clock() - trace.sent_at if outcome.failure is not None else 0.0
         return outcome
 
+    def _opening(self, endpoint: Endpoint) -> Callable[[bytes], bool]:
+        """Look for the id of the object that the answer is, and remember who keeps it before the client knows it."""
+        finder, kept_by = IdFinder(), keeper(endpoint)
+
+        def look(data: bytes) -> bool:
+            is_over = finder.feed(data)
+            if finder.object_id:
+                self._page.remember(finder.object_id, kept_by)
+            return is_over
+
+        return look
+
 
 def _note_answer(trace: Trace, relay: Relay) -> None:
     if relay.status is not None:
@@ -143,8 +162,8 @@ def _note_answer(trace: Trace, relay: Relay) -> None:
 def _outgoing(request: Request, choice: Choice, trace: Trace) -> bytes:
     server, endpoint = choice.server, choice.endpoint
     body = request.body
-    if server.model is not None and not choice.entry.is_adapter and server.model != trace.model:
-        body = _with_model(request, server.model)
+    if choice.model is not None:
+        body = _with_model(request, choice.model)
     host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
     headers = [
         (b"host", f"{host}:{endpoint.port}".encode()),

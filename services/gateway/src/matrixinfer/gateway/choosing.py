@@ -11,23 +11,28 @@ from matrixinfer.gateway import errors
 from matrixinfer.gateway.access import DecisionRecord
 from matrixinfer.gateway.board import LoadBoard, gather
 from matrixinfer.gateway.core.match import Ask
+from matrixinfer.gateway.core.objects import Keeper
 from matrixinfer.gateway.core.schedule.framework import Decision, Profile, Refused, View, decide
 from matrixinfer.gateway.core.split import choose_target, draw
 from matrixinfer.gateway.core.table import Pool, RouteEntry, Table
-from matrixinfer.gateway.core.types import Endpoint, Rule, Server, Target
+from matrixinfer.gateway.core.types import Endpoint, Rule, Server, Target, TrafficPolicy
 from matrixinfer.gateway.trace import Trace
 
 __all__ = ["Choice", "Chooser"]
+
+_NO_POLICY = TrafficPolicy()
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Where an attempt goes."""
 
-    entry: RouteEntry
+    policy: TrafficPolicy
+    """The route's."""
+    model: str | None
+    """What the engine shall read as the model; None leaves what the client wrote."""
     server: Server
     endpoint: Endpoint
-    decision: Decision
 
 
 class Chooser:
@@ -47,12 +52,27 @@ class Chooser:
             raise errors.model_not_found(trace.model)
         return entry
 
-    def choose(self, entry: RouteEntry, ask: Ask, trace: Trace, tried: frozenset[str]) -> Choice:
-        """Return where the next attempt goes, and note it in `trace`. Raises GatewayError."""
+    def keeper_of(self, object_id: str, kept_by: Keeper, trace: Trace) -> Choice:
+        """Return where a call for a stored object goes: to who keeps it. Raises GatewayError."""
+        places = self.table.keepers.get(kept_by)
+        if places is None:
+            raise errors.object_lost(object_id)
+        at, position = places[0]
+        server = self.table.pools[at].server
+        trace.server, trace.endpoint = server, server.endpoints[position]
+        return Choice(_NO_POLICY, None, server, server.endpoints[position])
+
+    def choose(
+        self, entry: RouteEntry, ask: Ask, trace: Trace, tried: frozenset[str], kept_by: Keeper | None = None
+    ) -> Choice:
+        """Return where the next attempt goes, and note it in `trace`. Raises GatewayError.
+
+        With `kept_by` it goes there if the rule allows: nobody else knows what the request continues.
+        """
         rule = entry.rule_for(ask)
         if rule is None:
             raise errors.no_rule(ask.model)
-        pool, target = self._target(rule, trace.request_id, tried)
+        pool, target = self._kept(rule, kept_by, tried) or self._target(rule, trace.request_id, tried)
         if pool is None or target is None:
             raise errors.no_endpoints(ask.model)
         decision = self._schedule(pool, trace.request_id, tried)
@@ -60,7 +80,19 @@ class Chooser:
             raise errors.overloaded(ask.model)
         trace.server, trace.endpoint = pool.server, decision.endpoint
         trace.decision = _record(self.table.revision, rule, target, decision)
-        return Choice(entry, pool.server, decision.endpoint, decision)
+        renamed = None if entry.is_adapter or pool.server.model == ask.model else pool.server.model
+        return Choice(entry.route.policy, renamed, pool.server, decision.endpoint)
+
+    def _kept(self, rule: Rule, kept_by: Keeper | None, tried: frozenset[str]) -> tuple[Pool, Target] | None:
+        """The endpoint that keeps what a request continues, when a target of the rule has it and it is ready."""
+        places = dict(self.table.keepers.get(kept_by, ())) if kept_by is not None else {}
+        for target in (*rule.targets, *rule.fallbacks) if places else ():
+            pool, position = self.table.pool(target), places.get(-1 if target.server is None else target.server)
+            if pool is None or position is None or position not in pool.ready:
+                continue
+            if pool.server.endpoints[position].uid not in tried:
+                return pool.narrowed(position), target
+        return None
 
     def _target(self, rule: Rule, request_id: str, tried: frozenset[str]) -> tuple[Pool | None, Target | None]:
         table, number = self.table, draw(request_id, "target")
@@ -74,7 +106,7 @@ class Chooser:
         return (None, None) if target is None else (table.pool(target), target)
 
     def _schedule(self, pool: Pool, request_id: str, tried: frozenset[str]) -> Decision | Refused:
-        pick = self._gathers[id(pool)]
+        pick = self._gathers.get(id(pool)) or gather(pool.slots)
         endpoints = pool.server.endpoints
         view = View(
             [endpoints[i] for i in pool.ready],

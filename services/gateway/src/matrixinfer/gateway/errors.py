@@ -24,6 +24,8 @@ __all__ = [
     "no_endpoints",
     "no_rule",
     "not_found",
+    "object_lost",
+    "object_unknown",
     "overloaded",
     "refused",
     "unsupported_coding",
@@ -142,6 +144,24 @@ def unsupported_coding(coding: str) -> GatewayError:
 def model_not_found(model: str) -> GatewayError:
     """Nobody serves that name."""
     return GatewayError(404, f"The model {model!r} does not exist.", code="model_not_found", param="model")
+
+
+def object_unknown(object_id: str) -> GatewayError:
+    """No worker has seen a response of that id being made."""
+    return GatewayError(
+        404, f"The response {object_id!r} does not exist or is no longer kept.", code="not_found", param="response_id"
+    )
+
+
+def object_lost(object_id: str) -> GatewayError:
+    """Who kept the response serves no more."""
+    return GatewayError(
+        410,
+        f"The endpoint that kept the response {object_id!r} no longer serves, and its responses with it; "
+        "send the request again.",
+        code="gone",
+        param="response_id",
+    )
 
 
 def no_rule(model: str) -> GatewayError:

@@ -81,6 +81,8 @@ class Fleet:
         listeners: Sequence[socket.socket],
         board_fd: int,
         slots: int,
+        ledger_fd: int,
+        ledger_entries: int,
         config: Configure,
         traffic: Traffic,
         clock: Callable[[], float],
@@ -90,6 +92,8 @@ class Fleet:
         self._listeners = listeners
         self._board_fd = board_fd
         self._slots = slots
+        self._ledger_fd = ledger_fd
+        self._ledger_entries = ledger_entries
         self._board = LoadBoard(board_fd, len(listeners), slots)
         self._config = config
         self._traffic = traffic
@@ -174,6 +178,8 @@ class Fleet:
             "index": index,
             "workers": len(self._listeners),
             "slots": self._slots,
+            "ledger-fd": self._ledger_fd,
+            "ledger-entries": self._ledger_entries,
         }
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -182,7 +188,7 @@ class Fleet:
                 "matrixinfer.gateway.worker",
                 *(part for name, value in options.items() for part in (f"--{name}", str(value))),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listener.fileno(), self._board_fd),
+                pass_fds=(theirs.fileno(), listener.fileno(), self._board_fd, self._ledger_fd),
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         member = self._members[index] = _Member(index, process, reader, writer)

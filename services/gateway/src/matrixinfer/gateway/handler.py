@@ -7,6 +7,7 @@ only layer that retries.
 
 import asyncio
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from matrixinfer.gateway import errors
@@ -16,14 +17,16 @@ from matrixinfer.gateway.board import LoadBoard, LoadRow
 from matrixinfer.gateway.choosing import Choice, Chooser
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, peek_form
 from matrixinfer.gateway.core.match import Ask
+from matrixinfer.gateway.core.objects import Keeper
 from matrixinfer.gateway.core.peek import BodyError, Peek, peek
-from matrixinfer.gateway.core.retry import Failure, may_retry, status_is_transient
+from matrixinfer.gateway.core.retry import Failure, RetryPolicy, may_retry, status_is_transient
 from matrixinfer.gateway.core.schedule.framework import Profile
 from matrixinfer.gateway.core.schedule.profiles import LEAST_LOADED
-from matrixinfer.gateway.core.surface import Surface, allowed_methods, listed_model, surface
+from matrixinfer.gateway.core.surface import Surface, allowed_methods, listed_model, stored_object, surface
 from matrixinfer.gateway.core.table import Table
 from matrixinfer.gateway.core.types import Snapshot
 from matrixinfer.gateway.errors import GatewayError
+from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.models import model_page, models_page
 from matrixinfer.gateway.stats import UNKNOWN_MODEL, Stats
 from matrixinfer.gateway.terms import Terms, TrafficDefaults, terms
@@ -38,6 +41,7 @@ __all__ = ["Handler"]
 log = get_logger("handler")
 
 _JSON = (b"content-type", b"application/json")
+_NO_RETRY = RetryPolicy(0, 0.0)
 _CLIENT_GONE_STATUS = 499
 _REQUEST_ID_LIMIT = 128
 
@@ -52,6 +56,7 @@ class Handler:
         pool: UpstreamPool,
         board: LoadBoard,
         row: LoadRow,
+        ledger: Ledger,
         stats: Stats,
         access: AccessLog,
         defaults: TrafficDefaults,
@@ -62,6 +67,7 @@ class Handler:
     ) -> None:
         self._worker = worker
         self._board = board
+        self._ledger = ledger
         self._stats = stats
         self._access = access
         self._defaults = defaults
@@ -70,7 +76,7 @@ class Handler:
         self._clock = clock
         self._new_request_id = new_request_id
         self._profile = profile
-        self._attempts = Attempts(pool=pool, row=row, stats=stats, clock=clock)
+        self._attempts = Attempts(pool=pool, row=row, page=ledger.page(worker), stats=stats, clock=clock)
         self.draining = False
         """Set to answer /readyz with 503."""
         self.install(Snapshot(0))
@@ -136,6 +142,8 @@ class Handler:
             raise errors.method_not_allowed(request.method, allowed)
         elif kind is Surface.INFERENCE:
             await self._infer(exchange, trace)
+        elif kind is Surface.STORED:
+            await self._ask_keeper(exchange, trace)
         else:
             self._answer_locally(exchange, trace, kind)
 
@@ -159,6 +167,21 @@ class Handler:
         trace.status, trace.outcome = status, "ok"
         _answer_with(exchange, status, [_JSON, trace.id_header], body)
 
+    # -- stored objects -------------------------------------------------------------------------------------------
+
+    async def _ask_keeper(self, exchange: Exchange, trace: Trace) -> None:
+        """Pass the call on to the one endpoint that can answer. It may change something, so it is not repeated."""
+        object_id = stored_object(exchange.request.path)
+        kept_by = self._ledger.find(object_id)
+        if kept_by is None:
+            raise errors.object_unknown(object_id)
+        choice = self._chooser.keeper_of(object_id, kept_by, trace)
+        began = asyncio.get_running_loop().time()
+        agreed = terms(choice.policy, choice.server.policy, self._defaults, began)
+        outcome = await self._attempts.run(exchange, trace, choice, replace(agreed, retry=_NO_RETRY))
+        if outcome.failure is not None:
+            self._end_badly(exchange, trace, outcome)
+
     # -- inference ------------------------------------------------------------------------------------------------
 
     async def _infer(self, exchange: Exchange, trace: Trace) -> None:
@@ -166,11 +189,12 @@ class Handler:
         wanted = _peek(request)
         trace.model, trace.stream = wanted.model, wanted.stream
         ask = Ask(wanted.model, request.path.decode(errors="replace"), _header_texts(request.headers))
+        kept_by = self._ledger.find(wanted.previous) if wanted.previous else None
         tried: set[str] = set()
         began = asyncio.get_running_loop().time()
         while True:
-            choice = self._choose(ask, trace, frozenset(tried))
-            agreed = terms(choice.entry.route.policy, choice.server.policy, self._defaults, began)
+            choice = self._choose(ask, trace, frozenset(tried), kept_by)
+            agreed = terms(choice.policy, choice.server.policy, self._defaults, began)
             outcome = await self._attempts.run(exchange, trace, choice, agreed)
             if outcome.failure is None:
                 return
@@ -183,14 +207,14 @@ class Handler:
             self._stats.retry(trace.model, outcome.failure.value)
             await self._pause(trace, agreed.retry.interval_seconds)
 
-    def _choose(self, ask: Ask, trace: Trace, tried: frozenset[str]) -> Choice:
+    def _choose(self, ask: Ask, trace: Trace, tried: frozenset[str], kept_by: Keeper | None) -> Choice:
         """Route and schedule by the newest table."""
         chooser = self._chooser
         entry = chooser.entry(trace)
         if not trace.routed:
             trace.routed, trace.route = True, f"{entry.route.namespace}/{entry.route.name}"
             self._stats.begin(trace.model)
-        return chooser.choose(entry, ask, trace, tried)
+        return chooser.choose(entry, ask, trace, tried, kept_by)
 
     # -- when it fails --------------------------------------------------------------------------------------------
 

@@ -25,6 +25,9 @@ class GatewaySettings(ServiceSettings):
     workers: int = Field(0, ge=0, le=64, description="Worker processes; 0 means one for each CPU.")
     watch_namespace: str = Field("", description="Route only what lies in this namespace; empty means all.")
     endpoint_slots: int = Field(16384, ge=16, le=1_000_000, description="Most pods that can be routed to at a time.")
+    ledger_entries: int = Field(
+        65536, ge=64, multiple_of=8, description="Stored responses of which one worker remembers the endpoint."
+    )
     access_log: bool = Field(True, description="Write one line per request to stdout.")
     write_status: bool = Field(True, description="Take part in writing the status of routes and servers.")
 

@@ -32,6 +32,7 @@ from matrixinfer.gateway.ipc import (
     encode,
     read_to_worker,
 )
+from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.wire.pool import UpstreamPool
 from matrixinfer.gateway.wire.server import HttpInlet
@@ -51,7 +52,14 @@ class Worker:
     """The composition root of a worker."""
 
     def __init__(
-        self, *, index: int, config: Configure, board: LoadBoard, listener: socket.socket, access: AccessLog
+        self,
+        *,
+        index: int,
+        config: Configure,
+        board: LoadBoard,
+        ledger: Ledger,
+        listener: socket.socket,
+        access: AccessLog,
     ) -> None:
         self._config = config
         self._listener = listener
@@ -63,6 +71,7 @@ class Worker:
             pool=self._pool,
             board=board,
             row=board.row(index),
+            ledger=ledger,
             stats=self._stats,
             access=access,
             defaults=config.traffic,
@@ -183,9 +192,12 @@ async def _run(arguments: argparse.Namespace) -> None:
     logging.configure("gateway", config.log_level)
     access_fd = sys.stdout.fileno() if config.access_log else os.open(os.devnull, os.O_WRONLY)
     access = AccessLog(access_fd)
+    ledger = Ledger(arguments.ledger_fd, arguments.workers, arguments.ledger_entries)
     board = LoadBoard(arguments.board_fd, arguments.workers, arguments.slots)
     try:
-        worker = Worker(index=arguments.index, config=config, board=board, listener=listener, access=access)
+        worker = Worker(
+            index=arguments.index, config=config, board=board, ledger=ledger, listener=listener, access=access
+        )
         await worker.run(reader, writer)
         await writer.drain()
     finally:
@@ -196,7 +208,7 @@ async def _run(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Entry point of the process; the supervisor is the only caller."""
     parser = argparse.ArgumentParser(prog="matrixinfer-gateway-worker", description=__doc__)
-    for name in ("control-fd", "listener-fd", "board-fd", "index", "workers", "slots"):
+    for name in ("control-fd", "listener-fd", "board-fd", "index", "workers", "slots", "ledger-fd", "ledger-entries"):
         parser.add_argument(f"--{name}", type=int, required=True)
     arguments = parser.parse_args()
     faulthandler.enable()

@@ -5,9 +5,11 @@ so).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from matrixinfer.gateway.core.match import Ask, PatternError, Predicate, predicate
+from matrixinfer.gateway.core.objects import Keeper, keeper
 from matrixinfer.gateway.core.types import EndpointState, Route, Rule, Server, Snapshot, Target
 
 __all__ = ["Listing", "Pool", "RouteEntry", "Table"]
@@ -27,6 +29,10 @@ class Pool:
         """Select the ready endpoints of `server`."""
         ready = tuple(i for i, e in enumerate(server.endpoints) if e.state is EndpointState.READY)
         return Pool(server, ready, tuple(server.endpoints[i].slot for i in ready))
+
+    def narrowed(self, position: int) -> "Pool":
+        """The same server with one of its endpoints only."""
+        return replace(self, ready=(position,), slots=(self.server.endpoints[position].slot,))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +73,16 @@ class Table:
     def pool(self, target: Target) -> Pool | None:
         """Return the pool of a target; None when its server does not exist."""
         return None if target.server is None else self.pools[target.server]
+
+    @cached_property
+    def keepers(self) -> Mapping[Keeper, list[tuple[int, int]]]:
+        """Where an endpoint that keeps objects is: positions in `pools` and in the endpoints of the server there."""
+        # Made when first asked for: most gateways never are.
+        found: dict[Keeper, list[tuple[int, int]]] = {}
+        for at, pool in enumerate(self.pools):
+            for position, endpoint in enumerate(pool.server.endpoints):
+                found.setdefault(keeper(endpoint), []).append((at, position))
+        return found
 
     def can_serve(self, target: Target) -> bool:
         """Whether a target has an endpoint that takes new requests."""

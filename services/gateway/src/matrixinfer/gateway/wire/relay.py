@@ -65,6 +65,7 @@ class Relay:
         "_held",
         "_last",
         "_loop",
+        "_opening",
         "_paused",
         "_started",
         "_timer",
@@ -84,8 +85,12 @@ class Relay:
         clock: Callable[[], float],
         *,
         may_hold: bool,
+        opening: Callable[[bytes], bool] | None = None,
     ) -> None:
-        """With `may_hold`, an answer of a status in HELD_STATUSES is kept back and becomes part of the outcome."""
+        """With `may_hold`, an answer of a status in HELD_STATUSES is kept back and becomes part of the outcome.
+
+        `opening` is shown how a good answer begins, before the client is, until it returns True.
+        """
         loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
         self.status: int | None = None
@@ -99,6 +104,7 @@ class Relay:
         self._exchange = exchange
         self._connection = connection
         self._deadlines = deadlines
+        self._opening = opening
         self._held: Held | None = Held(0, (), None, bytearray()) if may_hold else None
         self._started = self._last = loop.time()
         self._paused = False
@@ -136,6 +142,8 @@ class Relay:
             self._held = Held(status, kept, length, bytearray())
             return
         self._held = None
+        if status >= 300:
+            self._opening = None
         self._exchange.begin(status, kept, length)
 
     def body(self, data: bytes) -> None:
@@ -151,6 +159,8 @@ class Relay:
             return
         if self.first_body_at is None:
             self.first_body_at = self._clock()
+        if self._opening is not None and self._opening(data):
+            self._opening = None
         self._exchange.write(data)
 
     def flush(self) -> None:
