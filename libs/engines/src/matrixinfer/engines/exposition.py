@@ -19,12 +19,22 @@ from typing import Final
 from matrixinfer.engines.errors import EngineError
 from matrixinfer.engines.metric_names import METRICS, Combine, Metric, MetricKind, resolve
 
-__all__ = ["ExpositionTooLarge", "Family", "Histogram", "MetricReader", "Reading", "Sample"]
+__all__ = [
+    "ExpositionTooLarge",
+    "Family",
+    "Histogram",
+    "MetricReader",
+    "Reading",
+    "Sample",
+    "sample_labels",
+    "sample_value",
+]
 
 _LABEL: Final = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"')
 _SUFFIXES: Final = rb"(?:_bucket|_sum|_count)"
 _ESCAPES: Final = {b"\\\\": b"\\", b'\\"': b'"', b"\\n": b"\n"}
 _ESCAPE: Final = re.compile(rb"\\.")
+_SHARING_RANKS: Final = frozenset({"tp_rank", "pp_rank", "moe_ep_rank", "ep_rank"})
 
 
 class ExpositionTooLarge(EngineError):
@@ -80,11 +90,25 @@ class Family:
     samples: Sequence[Sample]
 
     def number(self, combine: Combine = Combine.SUM) -> float | None:
-        """Combine the plain samples of all label sets; `None` when there is none or one of them is not finite."""
-        values = [sample.value for sample in self.samples if not sample.suffix]
+        """Combine the plain samples of all label sets; `None` when there is none or one of them is not finite.
+
+        Ranks that compute one batch together (tensor, pipeline, expert parallel) say the same number each: the largest
+        of them counts once. Data-parallel ranks have batches of their own and are combined.
+        """
+        plain = [sample for sample in self.samples if not sample.suffix]
+        values = [sample.value for sample in plain]
         if not values or not all(map(math.isfinite, values)):
             return None
-        return max(values) if combine is Combine.MAX else math.fsum(values)
+        if len(values) == 1:
+            return values[0]
+        if combine is Combine.MAX:
+            return max(values)
+        shared: dict[tuple[tuple[str, str], ...], float] = {}
+        for sample in plain:
+            batch = tuple(sorted(pair for pair in sample.labels.items() if pair[0] not in _SHARING_RANKS))
+            shared[batch] = max(sample.value, shared.get(batch, sample.value))
+        total = math.fsum(shared.values())
+        return total / len(shared) if combine is Combine.MEAN else total
 
     def histogram(self) -> Histogram | None:
         """Merge the buckets of all label sets; `None` when there are none or they contradict each other."""
@@ -166,12 +190,12 @@ class MetricReader:
             if series > self.limit_series:
                 raise ExpositionTooLarge(f"the metrics have more than {self.limit_series} wanted series")
             name, suffix, labels, rest = match.groups()
-            value = _number(rest.split(None, 1)[0] if rest.strip() else b"")
+            value = sample_value(rest)
             if value is None:
                 malformed += 1
                 continue
             found.setdefault(name.decode(), []).append(
-                Sample((suffix or b"").decode(), _labels(labels) if labels else {}, value)
+                Sample((suffix or b"").decode(), sample_labels(labels) if labels else {}, value)
             )
         return Reading({name: Family(name, tuple(samples)) for name, samples in found.items()}, malformed)
 
@@ -197,13 +221,18 @@ def _pattern(metrics: Collection[Metric | str]) -> re.Pattern[bytes]:
         return re.compile(rb"(?!)()()()()")
     every = b"|".join(re.escape(name.encode()) for name in sorted(plain | buckets, key=len, reverse=True))
     return re.compile(
-        rb"^(" + every + rb")(" + _SUFFIXES + rb')?(?:\{((?:[^"}\n]|"(?:[^"\\\n]|\\.)*")*)\})?[ \t]+([^\n]*)$',
+        rb"^(" + every + rb")(" + _SUFFIXES + rb')?(?:\{((?:[^"}\n]++|"(?:[^"\\\n]++|\\.)*+")*+)\})?[ \t]+([^\n]*)$',
         re.MULTILINE,
     )
 
 
-def _labels(text: bytes) -> dict[str, str]:
-    """Label pairs with their escapes undone."""
+def sample_value(rest: bytes) -> float | None:
+    """The value that begins what follows a sample's name and labels; `None` when it is none."""
+    return _number(rest.split(None, 1)[0] if rest.strip() else b"")
+
+
+def sample_labels(text: bytes) -> dict[str, str]:
+    """What stands between the braces, as label pairs with their escapes undone."""
     return {name.decode(): _unescape(value).decode("utf-8", "replace") for name, value in _LABEL.findall(text)}
 
 

@@ -13,7 +13,13 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["METRICS", "Combine", "Metric", "MetricKind", "MetricSpec", "resolve"]
+__all__ = ["ADAPTER_INFO", "CACHE_INFO", "METRICS", "Combine", "Metric", "MetricKind", "MetricSpec", "resolve"]
+
+CACHE_INFO: Final = "vllm:cache_config_info"
+"""A gauge of 1 per rank; its labels `block_size` and `num_gpu_blocks` tell how many tokens the KV memory holds."""
+
+ADAPTER_INFO: Final = "vllm:lora_requests_info"
+"""A gauge whose labels name the adapters in use; its value is the time of the change, and past label sets stay."""
 
 
 class MetricKind(StrEnum):
@@ -29,6 +35,7 @@ class Combine(StrEnum):
 
     SUM = "sum"
     MAX = "max"
+    MEAN = "mean"
 
 
 class Metric(StrEnum):
@@ -43,6 +50,8 @@ class Metric(StrEnum):
     PREEMPTIONS = "preemptions_total"
     PREFIX_QUERIES = "prefix_cache_queries_total"
     PREFIX_HITS = "prefix_cache_hits_total"
+    PREFIX_HIT_RATIO = "prefix_cache_hit_ratio"
+    KV_TOKENS = "kv_cache_tokens"
     TTFT = "time_to_first_token_seconds"
     ITL = "inter_token_latency_seconds"
     E2E = "e2e_request_latency_seconds"
@@ -65,6 +74,7 @@ METRICS: Final[Mapping[Metric, MetricSpec]] = MappingProxyType(
             (
                 "vllm:num_requests_running",
                 "sglang:num_running_reqs",
+                "sglang:num_requests_running",
                 "llamacpp:requests_processing",
                 "matrixinfer:num_requests_running",
             ),
@@ -74,6 +84,8 @@ METRICS: Final[Mapping[Metric, MetricSpec]] = MappingProxyType(
             (
                 "vllm:num_requests_waiting",
                 "sglang:num_queue_reqs",
+                "sglang:num_requests_waiting",
+                "sglang:queue_req",
                 "llamacpp:requests_deferred",
                 "matrixinfer:num_requests_waiting",
             ),
@@ -128,6 +140,12 @@ METRICS: Final[Mapping[Metric, MetricSpec]] = MappingProxyType(
                 "llamacpp:prompt_tokens_cached_total",
             ),
         ),
+        # Engines that say the ratio themselves; the others count queries and hits.
+        Metric.PREFIX_HIT_RATIO: MetricSpec(
+            MetricKind.GAUGE, ("sglang:cache_hit_rate", "vllm:gpu_prefix_cache_hit_rate"), Combine.MEAN
+        ),
+        # How many tokens the memory for keys and values holds; vLLM says it in the labels of CACHE_INFO.
+        Metric.KV_TOKENS: MetricSpec(MetricKind.GAUGE, ("sglang:max_total_num_tokens",)),
         Metric.TTFT: MetricSpec(
             MetricKind.HISTOGRAM,
             (
