@@ -108,7 +108,7 @@ class World:
         return list(described)
 
     def load(self) -> int:
-        return int(sum(self.fleet.board.requests(lambda row: (row[5],))))
+        return sum(self.fleet.board.reader((5,)).loads().requests)
 
 
 @pytest.fixture

@@ -298,4 +298,4 @@ class Rig:
         return self.records[-1]
 
     def in_flight(self) -> list[int]:
-        return list(self.board.requests(lambda row: tuple(row)))
+        return list(self.board.reader(range(64)).loads().requests)

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from itertools import product
 from typing import Any
 
 import msgspec
@@ -12,7 +13,9 @@ from prometheus_client import CollectorRegistry, generate_latest
 from pydantic import ValidationError
 
 from matrixinfer.gateway.access import AccessLog, AccessRecord, DecisionRecord
-from matrixinfer.gateway.core.types import Endpoint, Server, Snapshot
+from matrixinfer.gateway.core.table import Table
+from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
+from matrixinfer.gateway.core.usage import Usage
 from matrixinfer.gateway.fleet import listeners
 from matrixinfer.gateway.ipc import (
     Acknowledged,
@@ -42,12 +45,15 @@ def report(stats: Stats, **numbers: int) -> StatsReport:
 
 def counted(model: str = "m") -> Stats:
     stats = Stats()
-    stats.begin(model)
-    stats.end(model, 200, 0.3, client_gone=False)
-    stats.begin(model)
-    stats.retry(model, "connect")
-    stats.first_token(model, 0.02)
-    stats.overhead(model, 70e-6)
+    lobby, series = stats.series(model, "ns/r"), stats.series(model, "ns/r", "s")
+    lobby.begin()
+    lobby.begin()
+    lobby.leave()
+    series.end(200, "ok", 0.3, client_gone=False)
+    series.retry("connect")
+    series.first_token.observe(0.02)
+    series.overhead.observe(70e-6)
+    series.used(Usage(10, 5, 3))
     return stats
 
 
@@ -65,14 +71,18 @@ def test_the_page_adds_up_all_workers(registry: CollectorRegistry) -> None:
     traffic.report(0, report(counted(), connections=3))
     traffic.report(1, report(counted(), connections=4, upstream_opened=2))
     lines = page(registry)
-    assert 'matrixinfer_gateway_requests_total{code="200",model="m"} 2.0' in lines
-    assert 'matrixinfer_gateway_upstream_retries_total{model="m",reason="connect"} 2.0' in lines
-    assert 'matrixinfer_gateway_in_flight_requests{model="m"} 2.0' in lines
-    assert 'matrixinfer_gateway_request_duration_seconds_bucket{le="0.25",model="m"} 0.0' in lines
-    assert 'matrixinfer_gateway_request_duration_seconds_bucket{le="0.5",model="m"} 2.0' in lines
-    assert 'matrixinfer_gateway_request_duration_seconds_count{model="m"} 2.0' in lines
-    assert 'matrixinfer_gateway_overhead_seconds_bucket{le="0.0001",model="m"} 2.0' in lines
-    assert 'matrixinfer_gateway_time_to_first_token_seconds_sum{model="m"} 0.04' in lines
+    by_server = '{code="200",model="m",outcome="ok",route="ns/r",server="s"}'
+    assert f"matrixinfer_gateway_requests_total{by_server} 2.0" in lines
+    assert 'matrixinfer_gateway_upstream_retries_total{model="m",reason="connect",route="ns/r"} 2.0' in lines
+    assert 'matrixinfer_gateway_in_flight_requests{model="m",route="ns/r"} 2.0' in lines
+    tokens = 'counted_by="engine",kind="%s",model="m",route="ns/r",server="s"'
+    assert f"matrixinfer_gateway_tokens_total{{{tokens % 'prompt'}}} 20.0" in lines
+    assert f"matrixinfer_gateway_tokens_total{{{tokens % 'cached'}}} 6.0" in lines
+    assert 'matrixinfer_gateway_request_duration_seconds_bucket{le="0.25",model="m",route="ns/r"} 0.0' in lines
+    assert 'matrixinfer_gateway_request_duration_seconds_bucket{le="0.5",model="m",route="ns/r"} 2.0' in lines
+    assert 'matrixinfer_gateway_request_duration_seconds_count{model="m",route="ns/r"} 2.0' in lines
+    assert 'matrixinfer_gateway_overhead_seconds_bucket{le="0.0001",model="m",route="ns/r"} 2.0' in lines
+    assert 'matrixinfer_gateway_time_to_first_token_seconds_sum{model="m",route="ns/r"} 0.04' in lines
     assert "matrixinfer_gateway_client_connections 7.0" in lines
 
 
@@ -83,20 +93,49 @@ def test_a_worker_that_ended_keeps_its_counts_and_loses_its_gauges(registry: Col
     traffic.forget(0)
     traffic.report(0, report(counted(), connections=1))
     lines = page(registry)
-    assert 'matrixinfer_gateway_requests_total{code="200",model="m"} 2.0' in lines
-    assert 'matrixinfer_gateway_in_flight_requests{model="m"} 1.0' in lines
+    by_server = '{code="200",model="m",outcome="ok",route="ns/r",server="s"}'
+    assert f"matrixinfer_gateway_requests_total{by_server} 2.0" in lines
+    assert 'matrixinfer_gateway_in_flight_requests{model="m",route="ns/r"} 1.0' in lines
     assert "matrixinfer_gateway_client_connections 1.0" in lines
 
 
-def test_models_beyond_the_limit_share_one_label() -> None:
+def test_a_report_holds_only_what_changed_and_the_page_keeps_the_rest(registry: CollectorRegistry) -> None:
+    traffic, stats = Traffic(registry), counted()
+    stats.series("quiet", "ns/q").begin()
+    traffic.report(0, report(stats))
+    assert report(stats).series == {}
+    stats.series("m", "ns/r", "s").end(200, "ok", 0.3, client_gone=False)
+    second = report(stats)
+    assert set(second.series) == {("m", "ns/r", "s")}
+    traffic.report(0, second)
+    lines = page(registry)
+    assert 'matrixinfer_gateway_requests_total{code="200",model="m",outcome="ok",route="ns/r",server="s"} 2.0' in lines
+    assert 'matrixinfer_gateway_in_flight_requests{model="quiet",route="ns/q"} 1.0' in lines
+
+
+def test_series_beyond_the_limit_share_one() -> None:
     stats = Stats()
     for number in range(2100):
-        stats.begin(f"m{number}")
-        stats.end(f"m{number}", 200, 0.1, client_gone=False)
-    made = report(stats)
-    assert len(made.in_flight) <= 2001
-    assert made.requests["other", "200"] >= 99
-    assert set(made.in_flight.values()) == {0}
+        stats.series(f"m{number}", "ns/r").begin()
+        stats.series(f"m{number}", "ns/r").leave()
+        stats.series(f"m{number}", "ns/r").end(200, "ok", 0.1, client_gone=False)
+    made = report(stats).series
+    assert len(made) <= 2001
+    assert made["other", "other", "other"].requests["200", "ok"] == 100
+    assert {series.in_flight for series in made.values()} == {0}
+
+
+def test_the_series_of_the_routing_table_are_there_before_any_request(registry: CollectorRegistry) -> None:
+    stats, traffic = Stats(), Traffic(registry)
+    route = Route("ns", "r", "m", ("lora",), (Rule("", None, (Target("a", 1, 0),), (Target("b", 0, 1),)),))
+    stats.expect(Table(Snapshot(1, routes=(route,))).series_keys())
+    traffic.report(0, report(stats))
+    lines = page(registry)
+    for model, server in product(("m", "lora"), ("a", "b")):
+        labels = f'{{code="200",model="{model}",outcome="ok",route="ns/r",server="{server}"}}'
+        assert f"matrixinfer_gateway_requests_total{labels} 0.0" in lines
+    labels = '{code="503",model="m",outcome="no_endpoints",route="ns/r",server=""}'
+    assert f"matrixinfer_gateway_requests_total{labels} 0.0" in lines
 
 
 SNAPSHOT = Snapshot(3, (Server("ns", "s", None, "vLLM", (Endpoint(0, "p", "u", "10.0.0.1", 8000),)),), (), ("gone",))

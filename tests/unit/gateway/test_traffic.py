@@ -8,6 +8,7 @@ import pytest
 from structlog.testing import capture_logs
 from tests.unit.gateway.rig import OK, Asked, Rig, answer_ok, answering, post
 
+from matrixinfer.gateway.core.load import Burden
 from matrixinfer.gateway.core.types import TrafficPolicy
 from matrixinfer.gateway.wire.pool import PoolLimits
 
@@ -273,7 +274,7 @@ FAILING = {
 async def test_before_the_first_byte_another_endpoint_is_asked_with_the_whole_request(rig: Rig, name: str) -> None:
     bad, good = await rig.engine(FAILING[name]), await rig.engine()
     await rig.start()
-    rig.board.row(0).enter(1, 0)
+    rig.board.row(0).enter(1, Burden(0))
     answer = await rig.ask()
     assert (answer.status, answer.body) == (200, b'{"ok":true}')
     assert len(bad.asked) == 1
@@ -286,7 +287,7 @@ async def test_an_endpoint_that_does_not_listen_is_passed_over(rig: Rig) -> None
     await rig.engine(listening=False)
     await rig.engine()
     await rig.start()
-    rig.board.row(0).enter(1, 0)
+    rig.board.row(0).enter(1, Burden(0))
     assert (await rig.ask()).status == 200
     assert (await rig.record()).failures[0].startswith("pod-0: connect")
 
@@ -439,7 +440,7 @@ async def test_an_answer_that_breaks_off_is_seen_to_be_incomplete(rig: Rig) -> N
     await rig.engine(break_off)
     good = await rig.engine()
     await rig.start()
-    rig.board.row(0).enter(1, 0)
+    rig.board.row(0).enter(1, Burden(0))
     answer = await rig.ask()
     assert (answer.status, answer.complete, answer.body) == (200, False, b"half")
     assert good.asked == []
@@ -449,7 +450,7 @@ async def test_an_endpoint_that_is_gone_ends_what_waits_for_it(rig: Rig) -> None
     """The pod's node is dead: no reset ever comes. Its object's end is the sign."""
     dead, good = await rig.engine(silence), await rig.engine()
     await rig.start()
-    rig.board.row(0).enter(1, 0)
+    rig.board.row(0).enter(1, Burden(0))
     asking = rig.tasks.create_task(rig.ask())
     await rig.until(lambda: dead.asked)
     rig.publish(without=(dead,), gone=("uid-0",))
@@ -555,6 +556,11 @@ async def test_every_request_is_counted_under_a_name_that_exists(rig: Rig) -> No
     await rig.ask()
     await rig.ask(post(b'{"model":"made up by a client"}'))
     report = rig.stats.report(connections=0, upstream_connections=0, upstream_opened=0, access_log_dropped=0)
-    assert report.requests == {("m", "200"): 1, ("", "404"): 1}
-    assert report.in_flight == {"m": 0, "": 0}
-    assert set(report.ttft) == set(report.overhead) == {"m"}
+    ended = {key: {c: n for c, n in series.requests.items() if n} for key, series in report.series.items()}
+    assert {key: requests for key, requests in ended.items() if requests} == {
+        ("m", "ns/r", "s"): {("200", "ok"): 1},
+        ("", "", ""): {("404", "model_not_found"): 1},
+    }
+    assert {series.in_flight for series in report.series.values()} == {0}
+    timed = {key for key, series in report.series.items() if series.first_token and series.overhead}
+    assert timed == {("m", "ns/r", "s")}

@@ -32,7 +32,10 @@ class DecisionRecord(msgspec.Struct, omit_defaults=True):
 
 
 class AccessRecord(msgspec.Struct, omit_defaults=True):
-    """One request. Times in milliseconds from its last byte received."""
+    """One request. Times in milliseconds: `total` and `first_byte` from its last byte received, the others are spans.
+
+    -1 is left out: nothing of the kind happened, or nobody knows.
+    """
 
     time: datetime
     request_id: str
@@ -58,8 +61,13 @@ class AccessRecord(msgspec.Struct, omit_defaults=True):
     bytes_out: int = 0
     total_ms: float = -1.0
     overhead_ms: float = -1.0
+    queue_ms: float = -1.0
     connect_ms: float = -1.0
     first_byte_ms: float = -1.0
+    prompt_tokens: int = -1
+    completion_tokens: int = -1
+    cached_tokens: int = -1
+    tokens_estimated: bool = False
     decision: DecisionRecord | None = None
 
 

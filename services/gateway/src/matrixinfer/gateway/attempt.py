@@ -13,13 +13,14 @@ from matrixinfer.engines.catalog import ENGINES
 from matrixinfer.gateway.board import LoadRow
 from matrixinfer.gateway.choosing import Choice
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, with_form_model
+from matrixinfer.gateway.core.load import burden
 from matrixinfer.gateway.core.objects import IdFinder, keeper
 from matrixinfer.gateway.core.retry import Failure
 from matrixinfer.gateway.core.splice import with_model
 from matrixinfer.gateway.core.surface import makes_object
 from matrixinfer.gateway.core.types import Endpoint, Server
+from matrixinfer.gateway.core.usage import Answer, usage_of
 from matrixinfer.gateway.ledger import LedgerPage
-from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.terms import Terms
 from matrixinfer.gateway.trace import Trace
 from matrixinfer.gateway.wire.message import Exchange, Request, end_to_end, request_head
@@ -57,13 +58,11 @@ _NO_SPELLINGS: Mapping[bytes, bytes] = {}
 class Attempts:
     """The attempts of one worker."""
 
-    def __init__(
-        self, *, pool: UpstreamPool, row: LoadRow, page: LedgerPage, stats: Stats, clock: Callable[[], float]
-    ) -> None:
+    def __init__(self, *, pool: UpstreamPool, row: LoadRow, page: LedgerPage, clock: Callable[[], float]) -> None:
         self._pool = pool
         self._page = page
         self._row = row
-        self._stats = stats
+        self._relays = 0
         self._clock = clock
         self._in_flight: defaultdict[str, set[Relay]] = defaultdict(set)
 
@@ -75,17 +74,17 @@ class Attempts:
 
     async def run(self, exchange: Exchange, trace: Trace, choice: Choice, terms: Terms) -> Outcome:
         """Ask one endpoint. The request is counted in from this very moment until its answer has ended."""
-        endpoint, size = choice.endpoint, len(exchange.request.body)
-        self._row.enter(endpoint.slot, size)
+        endpoint = choice.endpoint
+        claim = self._row.enter(endpoint.slot, burden(len(exchange.request.body)))
         try:
             data = _outgoing(exchange.request, choice, trace)
             outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=True)
             if outcome.failure is Failure.STALE:
                 trace.stale += 1
-                self._stats.retry(trace.model, Failure.STALE.value)
+                trace.series.retry(Failure.STALE.value)
                 outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=False)
         finally:
-            self._row.leave(endpoint.slot, size)
+            claim.end()
         return outcome
 
     async def _over(
@@ -111,6 +110,7 @@ class Attempts:
             finally:
                 trace.connect_seconds = clock() - before
                 trace.waited += trace.connect_seconds
+        self._relays += 1
         relay = Relay(
             exchange,
             connection,
@@ -119,6 +119,8 @@ class Attempts:
             clock,
             may_hold=trace.retries < terms.retry.attempts,
             opening=self._opening(endpoint) if makes_object(exchange.request.path) else None,
+            observe_gap=trace.series.between_pieces.observe,
+            phase=self._relays,
         )
         relays = self._in_flight[endpoint.uid]
         relays.add(relay)
@@ -131,7 +133,7 @@ class Attempts:
             relays.discard(relay)
             if not relays:
                 self._in_flight.pop(endpoint.uid, None)
-            _note_answer(trace, relay)
+            _note_answer(trace, relay, exchange.request)
         if reused and outcome.untouched and outcome.failure is Failure.RESET:
             return Outcome(Failure.STALE, None, outcome.detail, untouched=True)
         trace.waited += clock() - trace.sent_at if outcome.failure is not None else 0.0
@@ -150,13 +152,27 @@ class Attempts:
         return look
 
 
-def _note_answer(trace: Trace, relay: Relay) -> None:
+def _note_answer(trace: Trace, relay: Relay, request: Request) -> None:
     if relay.status is not None:
         trace.status = relay.status
     trace.first_byte_at = relay.first_body_at
     trace.is_event_stream = relay.content_type[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM
-    if relay.outcome.done() and not relay.outcome.cancelled() and relay.outcome.result().failure is None:
+    # The outcome is cancelled when the client left, or this process ends; the engine was at work then.
+    was_left = relay.outcome.cancelled()
+    is_complete = relay.outcome.done() and not was_left and relay.outcome.result().failure is None
+    if is_complete:
         trace.outcome = "ok" if relay.status is not None and relay.status < 400 else "engine_error"
+    if (relay.status is None and not was_left) or (relay.status or 0) >= 400:
+        return
+    answer = Answer(
+        request.path,
+        relay.first_bytes,
+        relay.last_bytes,
+        relay.pieces,
+        is_stream=trace.is_event_stream,
+        is_complete=is_complete,
+    )
+    trace.usage = usage_of(answer, len(request.body))
 
 
 def _outgoing(request: Request, choice: Choice, trace: Trace) -> bytes:

@@ -9,7 +9,7 @@ from functools import partial
 
 from matrixinfer.gateway import errors
 from matrixinfer.gateway.access import DecisionRecord
-from matrixinfer.gateway.board import LoadBoard, gather
+from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.match import Ask
 from matrixinfer.gateway.core.objects import Keeper
 from matrixinfer.gateway.core.schedule.framework import Decision, Profile, Refused, View, decide
@@ -43,7 +43,7 @@ class Chooser:
         self._board = board
         self._profile = profile
         # Everything that is read per request is derived here, once per revision.
-        self._gathers = {id(pool): gather(pool.slots) for pool in table.pools}
+        self._readers = {id(pool): board.reader(pool.slots) for pool in table.pools}
 
     def entry(self, trace: Trace) -> RouteEntry:
         """Return the route that owns the model asked for. Raises GatewayError."""
@@ -106,12 +106,12 @@ class Chooser:
         return (None, None) if target is None else (table.pool(target), target)
 
     def _schedule(self, pool: Pool, request_id: str, tried: frozenset[str]) -> Decision | Refused:
-        pick = self._gathers.get(id(pool)) or gather(pool.slots)
+        reader = self._readers.get(id(pool)) or self._board.reader(pool.slots)
         endpoints = pool.server.endpoints
         view = View(
             [endpoints[i] for i in pool.ready],
-            self._board.requests(pick),
-            self._board.request_bytes(pick),
+            reader.loads().requests,
+            reader.request_bytes(),
             tried,
             pool.server.policy.max_in_flight_per_endpoint,
         )

@@ -69,6 +69,7 @@ class Handler:
         self._board = board
         self._ledger = ledger
         self._stats = stats
+        self._unrouted = stats.series(UNKNOWN_MODEL, UNKNOWN_MODEL)
         self._access = access
         self._defaults = defaults
         self._now = now
@@ -76,7 +77,7 @@ class Handler:
         self._clock = clock
         self._new_request_id = new_request_id
         self._profile = profile
-        self._attempts = Attempts(pool=pool, row=row, page=ledger.page(worker), stats=stats, clock=clock)
+        self._attempts = Attempts(pool=pool, row=row, page=ledger.page(worker), clock=clock)
         self.draining = False
         """Set to answer /readyz with 503."""
         self.install(Snapshot(0))
@@ -88,6 +89,7 @@ class Handler:
         self._chooser = Chooser(table, self._board, self._profile)
         self._models = models_page(table.listings)
         self._by_name = {listing.name: listing for listing in table.listings}
+        self._stats.expect(table.series_keys())
         self._attempts.end_those_of(table.gone)
 
     @property
@@ -102,7 +104,7 @@ class Handler:
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one exchange, whatever happens, and account for it."""
         request = exchange.request
-        trace = Trace(self._request_id(request.headers))
+        trace = Trace(self._request_id(request.headers), self._unrouted, self._unrouted)
         try:
             await self._answer(exchange, trace)
         except GatewayError as error:
@@ -204,7 +206,7 @@ class Handler:
                 return
             tried.add(choice.endpoint.uid)
             trace.retries += 1
-            self._stats.retry(trace.model, outcome.failure.value)
+            trace.series.retry(outcome.failure.value)
             await self._pause(trace, agreed.retry.interval_seconds)
 
     def _choose(self, ask: Ask, trace: Trace, tried: frozenset[str], kept_by: Keeper | None) -> Choice:
@@ -213,8 +215,11 @@ class Handler:
         entry = chooser.entry(trace)
         if not trace.routed:
             trace.routed, trace.route = True, f"{entry.route.namespace}/{entry.route.name}"
-            self._stats.begin(trace.model)
-        return chooser.choose(entry, ask, trace, tried, kept_by)
+            trace.lobby = trace.series = self._stats.series(trace.model, trace.route)
+            trace.lobby.begin()
+        choice = chooser.choose(entry, ask, trace, tried, kept_by)
+        trace.series = self._stats.series(trace.model, trace.route, choice.server.name)
+        return choice
 
     # -- when it fails --------------------------------------------------------------------------------------------
 
@@ -266,18 +271,21 @@ class Handler:
         return self._new_request_id()
 
     def _account(self, exchange: Exchange, trace: Trace) -> None:
-        request = exchange.request
-        total = self._clock() - request.received
-        model = trace.model if trace.routed else UNKNOWN_MODEL
-        if not trace.routed:
-            self._stats.begin(model)
-        self._stats.end(model, trace.status, total, client_gone=exchange.gone)
+        received, now, series = exchange.request.received, self._clock(), trace.series
+        if trace.routed:
+            trace.lobby.leave()
+        series.end(trace.status, trace.outcome, now - received, client_gone=exchange.gone)
         if trace.first_byte_at is not None and trace.status < 400:
-            self._stats.first_token(model, trace.first_byte_at - request.received)
-        overhead = trace.overhead_seconds(request.received)
-        if overhead is not None:
-            self._stats.overhead(model, overhead)
-        self._access.write(trace.record(exchange, worker=self._worker, time=self._now(), total_seconds=total))
+            series.first_token.observe(trace.first_byte_at - received)
+        if trace.usage is not None:
+            series.used(trace.usage)
+        if (pace := trace.seconds_per_token(now)) is not None:
+            series.per_token.observe(pace)
+        if trace.queued_seconds is not None:
+            series.queue.observe(trace.queued_seconds)
+        if (overhead := trace.overhead_seconds(received)) is not None:
+            series.overhead.observe(overhead)
+        self._access.write(trace.record(exchange, worker=self._worker, time=self._now(), total_seconds=now - received))
 
 
 def _peek(request: Request) -> Peek:

@@ -4,18 +4,28 @@ Workers report cumulative numbers once a second. When one dies, what it last rep
 go back; its gauges are forgotten. The page is made from the reports at the moment of the scrape.
 """
 
-from collections import Counter as Sums
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
-from operator import add
+from operator import add, attrgetter
 from typing import Final, TypeVar
 
+import msgspec
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from matrixinfer.gateway.core.types import EndpointState
-from matrixinfer.gateway.stats import DURATION_BUCKETS, OVERHEAD_BUCKETS, HistogramReport, StatsReport
+from matrixinfer.gateway.stats import (
+    DURATION_BUCKETS,
+    FIRST_TOKEN_BUCKETS,
+    OVERHEAD_BUCKETS,
+    QUEUE_BUCKETS,
+    TOKEN_BUCKETS,
+    HistogramReport,
+    SeriesKey,
+    SeriesReport,
+    StatsReport,
+)
 from matrixinfer.service.metrics import zero
 
 __all__ = [
@@ -57,8 +67,9 @@ class Traffic(Collector):
         registry.register(self)
 
     def report(self, worker: int, stats: StatsReport) -> None:
-        """Take a worker's newest report."""
-        self._living[worker] = stats
+        """Take a worker's newest report; series that it does not mention are as they were."""
+        before = self._living.get(worker, _NOTHING)
+        self._living[worker] = msgspec.structs.replace(stats, series={**before.series, **stats.series})
 
     def forget(self, worker: int) -> None:
         """Keep the counters of a worker that ended, drop its gauges."""
@@ -74,57 +85,97 @@ class Traffic(Collector):
     def collect(self) -> Iterable[Metric]:
         """Make the metric families."""
         total = self.total
-        yield _counter("requests", "Requests answered.", ("model", "code"), total.requests)
+        series = total.series
+        # Counters tell servers apart; histograms, which cost a page twenty lines each, only models and routes.
+        routes = _by_route(series)
+        requests = {
+            (model, route, server, code, outcome): count
+            for (model, route, server), report in series.items()
+            for (code, outcome), count in report.requests.items()
+        }
+        yield _counter("requests", "Requests answered.", ("model", "route", "server", "code", "outcome"), requests)
+        retries = {(*key, reason): count for key, report in routes.items() for reason, count in report.retries.items()}
         yield _counter(
-            "upstream_retries", "Requests sent again, by why the first try failed.", ("model", "reason"), total.retries
+            "upstream_retries",
+            "Requests sent again, by why the first try failed.",
+            (*_ROUTE_LABELS, "reason"),
+            retries,
         )
-        gone = {(model,): count for model, count in total.client_gone.items()}
-        yield _counter("client_disconnects", "Clients that left before the end of their answer.", ("model",), gone)
+        tokens = {
+            (*key, kind, "estimate" if is_estimate else "engine"): count
+            for key, report in series.items()
+            for (kind, is_estimate), count in report.tokens.items()
+        }
+        yield _counter(
+            "tokens",
+            "Tokens by kind (prompt, completion, and cached, which are those of the prompt that were in an engine's "
+            "cache), and by who counted them.",
+            ("model", "route", "server", "kind", "counted_by"),
+            tokens,
+        )
+        gone = {key: report.client_gone for key, report in routes.items()}
+        yield _counter("client_disconnects", "Clients that left before the end of their answer.", _ROUTE_LABELS, gone)
         opened = {(): total.upstream_opened}
         yield _counter("upstream_connections_opened", "Connections made to engines.", (), opened)
         dropped = {(): total.access_log_dropped}
         yield _counter("access_log_dropped_lines", "Access-log lines lost because nobody read stdout.", (), dropped)
-        in_flight = {(model,): count for model, count in total.in_flight.items()}
-        yield _gauge("in_flight_requests", "Requests being served.", ("model",), in_flight)
+        in_flight = {key: report.in_flight for key, report in routes.items()}
+        yield _gauge("in_flight_requests", "Requests being served.", _ROUTE_LABELS, in_flight)
         yield _gauge("client_connections", "Open connections from clients.", (), {(): total.connections})
         yield _gauge("upstream_connections", "Open connections to engines.", (), {(): total.upstream_connections})
-        yield _histogram("request_duration_seconds", "From request to end of answer.", total.duration, DURATION_BUCKETS)
-        yield _histogram(
-            "time_to_first_token_seconds",
-            "From request to the first piece of the answer.",
-            total.ttft,
-            DURATION_BUCKETS,
-        )
-        yield _histogram(
-            "overhead_seconds",
-            "The gateway's own time before the engine had the request.",
-            total.overhead,
-            OVERHEAD_BUCKETS,
-        )
+        for name, text, member, bounds in _HISTOGRAMS:
+            yield _histogram(name, text, {key: member(report) for key, report in routes.items()}, bounds)
+
+
+_NOTHING: Final = StatsReport()
+_ROUTE_LABELS: Final = ("model", "route")
+
+_HISTOGRAMS: Final[tuple[tuple[str, str, Callable[[SeriesReport], HistogramReport | None], Sequence[float]], ...]] = (
+    ("request_duration_seconds", "From request to end of answer.", attrgetter("duration"), DURATION_BUCKETS),
+    (
+        "time_to_first_token_seconds",
+        "From request to the first piece of the answer.",
+        attrgetter("first_token"),
+        FIRST_TOKEN_BUCKETS,
+    ),
+    (
+        "time_per_output_token_seconds",
+        "Per request, from the first piece of a stream to its end, divided by the tokens after the first.",
+        attrgetter("per_token"),
+        TOKEN_BUCKETS,
+    ),
+    (
+        "inter_token_seconds",
+        "From one piece of a stream to the next. One gap in sixteen is looked at, so the count is a sample's.",
+        attrgetter("between_pieces"),
+        TOKEN_BUCKETS,
+    ),
+    ("queue_seconds", "What requests that waited for room waited.", attrgetter("queue"), QUEUE_BUCKETS),
+    (
+        "overhead_seconds",
+        "The gateway's own time before the engine had the request.",
+        attrgetter("overhead"),
+        OVERHEAD_BUCKETS,
+    ),
+)
 
 
 def _counters(report: StatsReport) -> StatsReport:
     return StatsReport(
-        requests=report.requests,
-        retries=report.retries,
-        client_gone=report.client_gone,
-        duration=report.duration,
-        ttft=report.ttft,
-        overhead=report.overhead,
+        {key: msgspec.structs.replace(series, in_flight=0) for key, series in report.series.items()},
         upstream_opened=report.upstream_opened,
         access_log_dropped=report.access_log_dropped,
     )
 
 
 def _merged(reports: Sequence[StatsReport]) -> StatsReport:
+    series: dict[SeriesKey, SeriesReport] = {}
+    for report in reports:
+        for key, one in report.series.items():
+            before = series.get(key)
+            series[key] = one if before is None else _sum_of_series(before, one)
     return StatsReport(
-        _added(report.requests for report in reports),
-        _added(report.retries for report in reports),
-        _added(report.client_gone for report in reports),
-        _added(report.in_flight for report in reports),
-        _joined(report.duration for report in reports),
-        _joined(report.ttft for report in reports),
-        _joined(report.overhead for report in reports),
+        series,
         sum(report.connections for report in reports),
         sum(report.upstream_connections for report in reports),
         sum(report.upstream_opened for report in reports),
@@ -132,23 +183,37 @@ def _merged(reports: Sequence[StatsReport]) -> StatsReport:
     )
 
 
-def _added(parts: Iterable[Mapping[_K, int]]) -> dict[_K, int]:
-    total: Sums[_K] = Sums()
-    for part in parts:
-        total.update(part)
-    return dict(total)
+def _by_route(series: Mapping[SeriesKey, SeriesReport]) -> dict[tuple[str, str], SeriesReport]:
+    routes: dict[tuple[str, str], SeriesReport] = {}
+    for (model, route, _), report in series.items():
+        before = routes.get((model, route))
+        routes[model, route] = report if before is None else _sum_of_series(before, report)
+    return routes
 
 
-def _joined(parts: Iterable[Mapping[str, HistogramReport]]) -> dict[str, HistogramReport]:
-    total: dict[str, HistogramReport] = {}
-    for part in parts:
-        for label, report in part.items():
-            before = total.get(label)
-            total[label] = report if before is None else _sum(before, report)
-    return total
+def _sum_of_series(one: SeriesReport, other: SeriesReport) -> SeriesReport:
+    return SeriesReport(
+        _added(one.requests, other.requests),
+        _added(one.retries, other.retries),
+        one.client_gone + other.client_gone,
+        one.in_flight + other.in_flight,
+        _added(one.tokens, other.tokens),
+        _sum(one.duration, other.duration),
+        _sum(one.first_token, other.first_token),
+        _sum(one.per_token, other.per_token),
+        _sum(one.between_pieces, other.between_pieces),
+        _sum(one.queue, other.queue),
+        _sum(one.overhead, other.overhead),
+    )
 
 
-def _sum(one: HistogramReport, other: HistogramReport) -> HistogramReport:
+def _added(one: Mapping[_K, int], other: Mapping[_K, int]) -> dict[_K, int]:
+    return {key: one.get(key, 0) + other.get(key, 0) for key in (*one, *(key for key in other if key not in one))}
+
+
+def _sum(one: HistogramReport | None, other: HistogramReport | None) -> HistogramReport | None:
+    if one is None or other is None:
+        return one or other
     return HistogramReport(tuple(map(add, one.counts, other.counts)), one.sum + other.sum)
 
 
@@ -166,9 +231,13 @@ def _gauge(name: str, text: str, labels: Sequence[str], values: Mapping[_Labels,
     return family
 
 
-def _histogram(name: str, text: str, values: Mapping[str, HistogramReport], bounds: Sequence[float]) -> Metric:
-    family = HistogramMetricFamily(_P + name, text, labels=("model",))
+def _histogram(
+    name: str, text: str, values: Mapping[_Labels, HistogramReport | None], bounds: Sequence[float]
+) -> Metric:
+    family = HistogramMetricFamily(_P + name, text, labels=_ROUTE_LABELS)
     limits = [*(str(float(bound)) for bound in bounds), "+Inf"]
-    for label, report in values.items():
-        family.add_metric((label,), list(zip(limits, accumulate(report.counts), strict=True)), report.sum)
+    for label_values, report in values.items():
+        if report is not None:
+            buckets = list(zip(limits, accumulate(report.counts), strict=True))
+            family.add_metric(label_values, buckets, report.sum)
     return family

@@ -1,28 +1,41 @@
 """What a worker counts: plain numbers, cumulative since it started, handed to the supervisor once a second.
 
-Owns counting only; names, help texts and the page are in `metrics`. The trap: a label that a client can choose is a
-leak, so models are those of the routing table and everything else is `UNKNOWN`.
+Owns counting only; names, help texts and the page are in `metrics`. One `Series` counts for a model, the route that
+took the request and the server that answered; whoever serves a request holds it and counts without a look-up. The
+trap: a label that a client can choose is a leak, so all three are names of the routing table, everything else is
+`UNKNOWN_MODEL`, and beyond a limit all share one series.
 """
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeAlias
 
 import msgspec
 
+from matrixinfer.gateway.core.usage import Usage
+
 __all__ = [
     "DURATION_BUCKETS",
+    "FIRST_TOKEN_BUCKETS",
     "OVERHEAD_BUCKETS",
+    "QUEUE_BUCKETS",
+    "TOKEN_BUCKETS",
     "UNKNOWN_MODEL",
     "Histogram",
     "HistogramReport",
+    "Series",
+    "SeriesKey",
+    "SeriesReport",
     "Stats",
     "StatsReport",
 ]
 
 UNKNOWN_MODEL: Final = ""
 """Label of requests that no route took."""
+
+SeriesKey: TypeAlias = tuple[str, str, str]
+"""Model, route (namespace/name) and server; empty where there is none."""
 
 DURATION_BUCKETS: Final = (
     0.005,
@@ -44,6 +57,63 @@ DURATION_BUCKETS: Final = (
 )
 """Seconds: from a cached embedding to a long generation."""
 
+FIRST_TOKEN_BUCKETS: Final = (
+    0.005,
+    0.01,
+    0.02,
+    0.03,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    0.75,
+    1.0,
+    1.5,
+    2.0,
+    3.0,
+    5.0,
+    7.5,
+    10.0,
+    20.0,
+    30.0,
+    60.0,
+    120.0,
+    300.0,
+    600.0,
+)
+"""Seconds until the first token. Never more than a factor of two apart below half a minute: quantiles that decide
+over a canary are read from these."""
+
+TOKEN_BUCKETS: Final = (
+    0.001,
+    0.002,
+    0.003,
+    0.005,
+    0.0075,
+    0.01,
+    0.015,
+    0.02,
+    0.03,
+    0.04,
+    0.05,
+    0.075,
+    0.1,
+    0.15,
+    0.2,
+    0.3,
+    0.5,
+    1.0,
+    2.5,
+    10.0,
+)
+"""Seconds per token, and between two pieces of a stream."""
+
+QUEUE_BUCKETS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+"""Seconds that a request waited for room."""
+
 OVERHEAD_BUCKETS: Final = (
     25e-6,
     50e-6,
@@ -61,7 +131,8 @@ OVERHEAD_BUCKETS: Final = (
 )
 """Seconds: the gateway's own work is microseconds, and milliseconds are a problem."""
 
-_MODEL_LIMIT = 2000
+_SERIES_LIMIT = 2000
+_OTHER: Final[SeriesKey] = ("other", "other", "other")
 
 
 class HistogramReport(msgspec.Struct, frozen=True, array_like=True):
@@ -71,16 +142,28 @@ class HistogramReport(msgspec.Struct, frozen=True, array_like=True):
     sum: float
 
 
-class StatsReport(msgspec.Struct, frozen=True):
-    """Everything a worker counted since it started; gauges as they are now."""
+class SeriesReport(msgspec.Struct, frozen=True, array_like=True):
+    """What one series counted; histograms that saw nothing are None."""
 
     requests: dict[tuple[str, str], int] = {}
-    retries: dict[tuple[str, str], int] = {}
-    client_gone: dict[str, int] = {}
-    in_flight: dict[str, int] = {}
-    duration: dict[str, HistogramReport] = {}
-    ttft: dict[str, HistogramReport] = {}
-    overhead: dict[str, HistogramReport] = {}
+    """Requests that ended, by status code and outcome."""
+    retries: dict[str, int] = {}
+    client_gone: int = 0
+    in_flight: int = 0
+    tokens: dict[tuple[str, bool], int] = {}
+    """Tokens by kind (prompt, completion, cached), and whether the count is an estimate."""
+    duration: HistogramReport | None = None
+    first_token: HistogramReport | None = None
+    per_token: HistogramReport | None = None
+    between_pieces: HistogramReport | None = None
+    queue: HistogramReport | None = None
+    overhead: HistogramReport | None = None
+
+
+class StatsReport(msgspec.Struct, frozen=True):
+    """The series that changed since the report before, cumulative since the start; gauges as they are now."""
+
+    series: dict[SeriesKey, SeriesReport] = {}
     connections: int = 0
     upstream_connections: int = 0
     upstream_opened: int = 0
@@ -90,88 +173,153 @@ class StatsReport(msgspec.Struct, frozen=True):
 class Histogram:
     """Counts observations into fixed buckets."""
 
-    __slots__ = ("_bounds", "_counts", "_sum")
+    __slots__ = ("_bounds", "_counts", "_seen", "_sum")
 
     def __init__(self, bounds: Sequence[float]) -> None:
         """`bounds` are the upper limits, ascending; +Inf is added."""
         self._bounds = bounds
         self._counts = [0] * (len(bounds) + 1)
         self._sum = 0.0
+        self._seen = False
 
     def observe(self, value: float) -> None:
         """Count one value."""
         self._counts[bisect_left(self._bounds, value)] += 1
         self._sum += value
+        self._seen = True
 
-    def report(self) -> HistogramReport:
-        """Return the counts so far."""
-        return HistogramReport(tuple(self._counts), self._sum)
+    def report(self) -> HistogramReport | None:
+        """Return the counts so far; None without any."""
+        return HistogramReport(tuple(self._counts), self._sum) if self._seen else None
+
+
+class Series:
+    """The counters of one model, route and server."""
+
+    __slots__ = (
+        "_client_gone",
+        "_duration",
+        "_in_flight",
+        "_requests",
+        "_retries",
+        "_tokens",
+        "between_pieces",
+        "changed",
+        "first_token",
+        "overhead",
+        "per_token",
+        "queue",
+    )
+
+    def __init__(self) -> None:
+        self.first_token = Histogram(FIRST_TOKEN_BUCKETS)
+        """From the request to the first piece of its answer."""
+        self.per_token = Histogram(TOKEN_BUCKETS)
+        """Of one request, per token after the first."""
+        self.between_pieces = Histogram(TOKEN_BUCKETS)
+        """From one piece of a stream to the next; a sample of them."""
+        self.queue = Histogram(QUEUE_BUCKETS)
+        """What requests that waited for room waited."""
+        self.overhead = Histogram(OVERHEAD_BUCKETS)
+        """The gateway's own time before the engine had the request."""
+        self.changed = True
+        self._duration = Histogram(DURATION_BUCKETS)
+        self._requests: Counter[tuple[str, str]] = Counter()
+        self._retries: Counter[str] = Counter()
+        self._tokens: Counter[tuple[str, bool]] = Counter()
+        self._client_gone = 0
+        self._in_flight = 0
+
+    def begin(self) -> None:
+        """A request is being served."""
+        self._in_flight += 1
+        self.changed = True
+
+    def leave(self) -> None:
+        """It is not any more; where it is counted is another matter."""
+        self._in_flight -= 1
+        self.changed = True
+
+    def end(self, code: int, outcome: str, seconds: float, *, client_gone: bool) -> None:
+        """A request ended with `code` after `seconds`."""
+        self._requests[str(code), outcome] += 1
+        self._client_gone += client_gone
+        self._duration.observe(seconds)
+        self.changed = True
+
+    def expect(self, code: int, outcome: str) -> None:
+        """Show an outcome with zero before it happens: what appears with its first error cannot be alerted on."""
+        self._requests[str(code), outcome] += 0
+
+    def used(self, usage: Usage) -> None:
+        """Count the tokens of a request."""
+        estimate = usage.is_estimate
+        self._tokens["prompt", estimate] += usage.prompt
+        self._tokens["completion", estimate] += usage.completion
+        self._tokens["cached", estimate] += usage.cached
+
+    def retry(self, reason: str) -> None:
+        """Another endpoint, or another connection, is asked."""
+        self._retries[reason] += 1
+        self.changed = True
+
+    def report(self) -> SeriesReport:
+        """Return everything."""
+        return SeriesReport(
+            dict(self._requests),
+            dict(self._retries),
+            self._client_gone,
+            self._in_flight,
+            dict(self._tokens),
+            self._duration.report(),
+            self.first_token.report(),
+            self.per_token.report(),
+            self.between_pieces.report(),
+            self.queue.report(),
+            self.overhead.report(),
+        )
 
 
 class Stats:
     """The counters of one worker."""
 
     def __init__(self) -> None:
-        self._requests: Counter[tuple[str, str]] = Counter()
-        self._retries: Counter[tuple[str, str]] = Counter()
-        self._client_gone: Counter[str] = Counter()
-        self._in_flight: Counter[str] = Counter()
-        self._duration: dict[str, Histogram] = {}
-        self._ttft: dict[str, Histogram] = {}
-        self._overhead: dict[str, Histogram] = {}
+        self._series: dict[SeriesKey, Series] = {}
 
-    def begin(self, model: str) -> None:
-        """A request for `model` is being served."""
-        self._in_flight[self._label(model)] += 1
+    def series(self, model: str, route: str, server: str = "") -> Series:
+        """Return the counters of a model, a route and a server."""
+        found = self._series.get((model, route, server))
+        return found if found is not None else self._new((model, route, server))
 
-    def end(self, model: str, code: int, seconds: float, *, client_gone: bool) -> None:
-        """It ended with `code` after `seconds`."""
-        label = self._label(model)
-        self._in_flight[label] -= 1
-        self._requests[label, str(code)] += 1
-        if client_gone:
-            self._client_gone[label] += 1
-        _observe(self._duration, label, DURATION_BUCKETS, seconds)
-
-    def first_token(self, model: str, seconds: float) -> None:
-        """The first piece of an answer came after `seconds`."""
-        _observe(self._ttft, self._label(model), DURATION_BUCKETS, seconds)
-
-    def overhead(self, model: str, seconds: float) -> None:
-        """The gateway itself took `seconds` before the engine had the request."""
-        _observe(self._overhead, self._label(model), OVERHEAD_BUCKETS, seconds)
-
-    def retry(self, model: str, reason: str) -> None:
-        """Another endpoint, or another connection, is asked."""
-        self._retries[self._label(model), reason] += 1
+    def expect(self, keys: Iterable[SeriesKey]) -> None:
+        """Show the series of the routing table with zeros."""
+        for model, route, server in keys:
+            series = self.series(model, route, server)
+            for code, outcome in _EXPECTED_OF_SERVERS if server else _EXPECTED_REFUSALS:
+                series.expect(code, outcome)
 
     def report(
         self, *, connections: int, upstream_connections: int, upstream_opened: int, access_log_dropped: int
     ) -> StatsReport:
-        """Return everything, with the numbers that others count."""
+        """Return what changed since the last call, with the numbers that others count."""
+        changed = {key: series for key, series in self._series.items() if series.changed}
+        for series in changed.values():
+            series.changed = False
         return StatsReport(
-            dict(self._requests),
-            dict(self._retries),
-            dict(self._client_gone),
-            dict(self._in_flight),
-            {model: h.report() for model, h in self._duration.items()},
-            {model: h.report() for model, h in self._ttft.items()},
-            {model: h.report() for model, h in self._overhead.items()},
+            {key: series.report() for key, series in changed.items()},
             connections,
             upstream_connections,
             upstream_opened,
             access_log_dropped,
         )
 
-    def _label(self, model: str) -> str:
+    def _new(self, key: SeriesKey) -> Series:
         # Routes come and go for years; the series of the oldest names stay, those beyond the limit share one.
-        if model in self._in_flight or len(self._in_flight) < _MODEL_LIMIT:
-            return model
-        return "other"
+        if len(self._series) >= _SERIES_LIMIT:
+            return self._series.setdefault(_OTHER, Series())
+        made = self._series[key] = Series()
+        return made
 
 
-def _observe(histograms: dict[str, Histogram], label: str, bounds: Sequence[float], value: float) -> None:
-    histogram = histograms.get(label)
-    if histogram is None:
-        histogram = histograms[label] = Histogram(bounds)
-    histogram.observe(value)
+_EXPECTED_OF_SERVERS: Final = ((200, "ok"), (503, "connect"), (503, "reset"), (504, "first_byte_timeout"))
+_EXPECTED_REFUSALS: Final = ((429, "overloaded"), (500, "internal_error"), (503, "no_endpoints"))

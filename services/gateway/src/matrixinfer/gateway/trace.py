@@ -5,6 +5,8 @@ from datetime import datetime
 
 from matrixinfer.gateway.access import AccessRecord, DecisionRecord
 from matrixinfer.gateway.core.types import Endpoint, Server
+from matrixinfer.gateway.core.usage import Usage
+from matrixinfer.gateway.stats import Series
 from matrixinfer.gateway.wire.message import Exchange
 
 __all__ = ["Trace"]
@@ -15,6 +17,10 @@ class Trace:
     """Filled in step by step by whoever knows; clock times are those of the handler's clock."""
 
     request_id: str
+    lobby: Series
+    """Counts it in flight, from when its route is known."""
+    series: Series
+    """Counts what became of it: that of its newest attempt's server, once there is one."""
     status: int = 0
     outcome: str = ""
     model: str = ""
@@ -32,6 +38,9 @@ class Trace:
     sent_at: float | None = None
     connect_seconds: float | None = None
     first_byte_at: float | None = None
+    queued_seconds: float | None = None
+    """What it waited for room, when it had to."""
+    usage: Usage | None = None
     is_event_stream: bool = False
     """What the answer is, whatever the request asked for."""
 
@@ -44,9 +53,16 @@ class Trace:
         """What the gateway itself took of a request that was complete at `received`; None when none was sent on."""
         return None if self.sent_at is None else max(0.0, self.sent_at - received - self.waited)
 
+    def seconds_per_token(self, ended: float) -> float | None:
+        """The pace of a stream that ended at `ended`; None of what has no pace."""
+        usage, began = self.usage, self.first_byte_at
+        if usage is None or began is None or not self.stream or usage.completion < 2:
+            return None
+        return max(0.0, ended - began) / (usage.completion - 1)
+
     def record(self, exchange: Exchange, *, worker: int, time: datetime, total_seconds: float) -> AccessRecord:
         """Return the line that tells of the request."""
-        request, server, endpoint = exchange.request, self.server, self.endpoint
+        request, server, endpoint, usage = exchange.request, self.server, self.endpoint, self.usage
         return AccessRecord(
             time,
             self.request_id,
@@ -69,8 +85,13 @@ class Trace:
             bytes_out=exchange.bytes_out,
             total_ms=_milliseconds(total_seconds),
             overhead_ms=_milliseconds(self.overhead_seconds(request.received)),
+            queue_ms=_milliseconds(self.queued_seconds),
             connect_ms=_milliseconds(self.connect_seconds),
             first_byte_ms=_milliseconds(None if self.first_byte_at is None else self.first_byte_at - request.received),
+            prompt_tokens=usage.prompt if usage else -1,
+            completion_tokens=usage.completion if usage else -1,
+            cached_tokens=usage.cached if usage else -1,
+            tokens_estimated=usage is not None and usage.is_estimate,
             decision=self.decision,
         )
 

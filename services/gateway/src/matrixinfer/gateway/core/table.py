@@ -4,7 +4,7 @@ Owns nothing that changes. A rule whose regular expression cannot be compiled ne
 so).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -83,6 +83,14 @@ class Table:
             for position, endpoint in enumerate(pool.server.endpoints):
                 found.setdefault(keeper(endpoint), []).append((at, position))
         return found
+
+    def series_keys(self) -> Iterator[tuple[str, str, str]]:
+        """Return model, route and server of all requests that can come; the server is empty where none was found."""
+        for model, entry in self.entries.items():
+            route = f"{entry.route.namespace}/{entry.route.name}"
+            yield model, route, ""
+            for name in dict.fromkeys(t.name for rule in entry.route.rules for t in (*rule.targets, *rule.fallbacks)):
+                yield model, route, name
 
     def can_serve(self, target: Target) -> bool:
         """Whether a target has an endpoint that takes new requests."""

@@ -8,16 +8,22 @@ silent engine.
 """
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from matrixinfer.gateway.core.retry import HELD_STATUSES, Failure
+from matrixinfer.gateway.core.usage import END_BYTES
 from matrixinfer.gateway.wire.message import Exchange, Headers, end_to_end
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 
 __all__ = ["Deadlines", "Held", "Outcome", "Relay"]
 
 _HOLD_LIMIT_BYTES = 64 * 1024
+# The counts are in one of the last pieces: an event, `[DONE]` and what the network may split of both.
+_LAST_PIECES = 8
+# Every sixteenth gap between two pieces is looked at: a clock and a histogram for each would cost more than it tells.
+_GAPS = 16
 
 # `server` and `date` are the engine's own; ours to say are the framing and the request's id.
 _DROPPED = frozenset({b"content-length", b"x-request-id"})
@@ -61,10 +67,13 @@ class Relay:
         "_connection",
         "_deadlines",
         "_exchange",
+        "_flushes",
         "_has_head",
         "_held",
         "_last",
+        "_last_pieces",
         "_loop",
+        "_observe_gap",
         "_opening",
         "_paused",
         "_started",
@@ -72,7 +81,9 @@ class Relay:
         "content_type",
         "extra_headers",
         "first_body_at",
+        "first_bytes",
         "outcome",
+        "pieces",
         "status",
     )
 
@@ -85,10 +96,13 @@ class Relay:
         clock: Callable[[], float],
         *,
         may_hold: bool,
+        observe_gap: Callable[[float], None],
+        phase: int,
         opening: Callable[[bytes], bool] | None = None,
     ) -> None:
         """With `may_hold`, an answer of a status in HELD_STATUSES is kept back and becomes part of the outcome.
 
+        `observe_gap` is told the seconds between two pieces, now and then; different `phase`s look at different ones.
         `opening` is shown how a good answer begins, before the client is, until it returns True.
         """
         loop = asyncio.get_running_loop()
@@ -97,6 +111,13 @@ class Relay:
         self.content_type = b""
         self.first_body_at: float | None = None
         """By `clock`, when the first piece of the body came."""
+        self.first_bytes = b""
+        """How the body began."""
+        self.pieces = 0
+        """Pieces of the body that were relayed."""
+        self._last_pieces: deque[bytes] = deque(maxlen=_LAST_PIECES)
+        self._observe_gap = observe_gap
+        self._flushes = phase
         self._clock = clock
         self._has_head = False
         self.extra_headers = extra_headers
@@ -159,15 +180,22 @@ class Relay:
             return
         if self.first_body_at is None:
             self.first_body_at = self._clock()
+            self.first_bytes = data[:END_BYTES]
+        self.pieces += 1
+        self._last_pieces.append(data if len(data) <= END_BYTES else data[-END_BYTES:])
         if self._opening is not None and self._opening(data):
             self._opening = None
         self._exchange.write(data)
 
     def flush(self) -> None:
         """Send what arrived together."""
-        self._last = self._loop.time()
+        now = self._loop.time()
         if self._held is None:
             self._exchange.flush()
+            self._flushes += 1
+            if not self._flushes % _GAPS and self.pieces > 1:
+                self._observe_gap(now - self._last)
+        self._last = now
 
     def end(self) -> None:
         """The answer is complete."""
@@ -180,6 +208,11 @@ class Relay:
         kind = Failure.RESET if untouched or not _is_protocol(error) else Failure.PROTOCOL
         detail = str(error) if error else "the engine closed the connection"
         self._end(Outcome(kind, None, detail, untouched))
+
+    @property
+    def last_bytes(self) -> bytes:
+        """How the body ended, as far as it came."""
+        return b"".join(self._last_pieces)
 
     # -- from the client ------------------------------------------------------------------------------------------
 

@@ -1,0 +1,92 @@
+"""What is known of the load of endpoints: our own counts, exact and at once, and what engines say, with its age.
+
+Owns the shapes. All sequences run parallel to the slots that were asked for, so that 500 endpoints are a few tuples
+and not 500 objects. The trap: an engine that says nothing is not idle. What is not known is NaN, which compares false
+with everything, and the age of what is known travels with it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, nan
+from typing import Final
+
+__all__ = ["UNKNOWN", "Burden", "EngineLoads", "EngineReport", "Loads", "burden", "still_to_come"]
+
+_BYTES_PER_TOKEN: Final = 4
+_DECODE_TOKENS: Final = 256
+_AT_LEAST_TOKENS: Final = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Burden:
+    """What one request lays on an endpoint, as far as it can be told before: bytes of its body, tokens the engine has
+    to read before it can answer (those it has cached do not count), tokens it is expected to write."""
+
+    size: int
+    prefill_tokens: int = 0
+    decode_tokens: int = 0
+
+
+def burden(size: int, max_tokens: int | None = None) -> Burden:
+    """Estimate what a request with a body of `size` bytes asks of an engine that has none of its prompt cached."""
+    written = _DECODE_TOKENS if max_tokens is None else max(1, min(max_tokens, _DECODE_TOKENS))
+    return Burden(size, -(-size // _BYTES_PER_TOKEN), written)
+
+
+def still_to_come(expected: int, written: int) -> int:
+    """Tokens that an answer still lacks after `written`. A running answer is never as good as done: how long it will
+    be is a guess, and until it ends it has its place in the batch."""
+    return max(expected - written, min(expected, _AT_LEAST_TOKENS))
+
+
+@dataclass(frozen=True, slots=True)
+class Loads:
+    """Our own requests in flight per endpoint, over all workers of this gateway."""
+
+    requests: Sequence[int]
+    """Requests that were sent and whose answer has not ended."""
+    prefill_tokens: Sequence[int]
+    """Tokens of the requests that wait for their first byte."""
+    decode_tokens: Sequence[int]
+    """Tokens that the answers in flight are still expected to have."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineReport:
+    """What one engine said of itself in one scrape; NaN is what it did not say."""
+
+    running: float = nan
+    """Requests in the batch."""
+    waiting: float = nan
+    """Requests that wait for a place in it."""
+    kv_usage: float = nan
+    """Used share of the memory for keys and values, 0 to 1; of several ranks the fullest."""
+    prefix_hit_ratio: float = nan
+    """Share of the prompt tokens that were found in the prefix cache between the last two scrapes, 0 to 1."""
+    kv_tokens: float = nan
+    """Tokens that the memory for keys and values holds."""
+
+
+UNKNOWN: Final = EngineReport()
+"""Of an engine that was never scraped."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLoads:
+    """The newest report of each engine, in columns."""
+
+    ages: Sequence[float]
+    """Seconds since the engine said it; infinite when it never did."""
+    failures: Sequence[float]
+    """Scrapes in a row that failed since; 0 while all is well."""
+    running: Sequence[float]
+    waiting: Sequence[float]
+    kv_usage: Sequence[float]
+    prefix_hit_ratio: Sequence[float]
+    kv_tokens: Sequence[float]
+
+    @staticmethod
+    def unknown(count: int) -> "EngineLoads":
+        """Nothing known of `count` endpoints."""
+        nothing = (nan,) * count
+        return EngineLoads((inf,) * count, (0.0,) * count, nothing, nothing, nothing, nothing, nothing)
