@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from matrixinfer.downloader.core.manifest import Listing, Ready, SourceFile
 from matrixinfer.downloader.core.ranges import Part
+from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
-from matrixinfer.downloader.fetch import Limits, Request, Tools, fetch
+from matrixinfer.downloader.fetch import Limits, Tools, fetch
 from matrixinfer.downloader.sources.folder import FolderSource
 
 LIMITS = Limits(

@@ -12,9 +12,10 @@ import pytest
 
 from matrixinfer.downloader.core.manifest import Listing, Ready, SourceFile, parse_ready
 from matrixinfer.downloader.core.ranges import Part
+from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.verify import Algorithm, Expected
 from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
-from matrixinfer.downloader.fetch import Limits, Request, Tools, fetch
+from matrixinfer.downloader.fetch import Limits, Tools, fetch
 from matrixinfer.downloader.progress import Phase
 
 LIMITS = Limits(

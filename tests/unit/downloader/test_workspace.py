@@ -24,8 +24,8 @@ def test_it_lies_inside_when_the_output_is_a_mount(tmp_path: Path, monkeypatch: 
 
 
 def test_it_lies_inside_when_a_rename_between_the_two_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def across(made: workspace.Workspace) -> None:
-        if made.work.parent == tmp_path:
+    def across(work: Path, _output: Path) -> None:
+        if work.parent == tmp_path:
             raise OSError(18, "Invalid cross-device link")
 
     monkeypatch.setattr(workspace, "_try_rename", across)

@@ -18,10 +18,11 @@ from prometheus_client import REGISTRY
 from matrixinfer.downloader import termination
 from matrixinfer.downloader.cli import FetchArguments
 from matrixinfer.downloader.core.manifest import Ready
+from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.status import Report, sentence
 from matrixinfer.downloader.core.uri import Bucket, Claim, Folder, HubRepo, Location, parse, without_credentials
 from matrixinfer.downloader.errors import Cause, DownloadError
-from matrixinfer.downloader.fetch import Limits, Request, Tools, fetch
+from matrixinfer.downloader.fetch import Limits, Tools, fetch
 from matrixinfer.downloader.metrics import ProgressCollector
 from matrixinfer.downloader.progress import Phase, View
 from matrixinfer.downloader.report import FIELD_MANAGER, Recorded, StatusReporter, kubeconfig_of_token
@@ -118,6 +119,7 @@ async def _watched(
         include=arguments.include,
         exclude=arguments.exclude,
         expected_digest=recorded.digest,
+        cache=arguments.cache,
     )
     limits = Limits(
         part_bytes=settings.part_bytes,

@@ -25,6 +25,7 @@ class FetchArguments:
     exclude: tuple[str, ...]
     model_version: str
     namespace: str
+    cache: Path | None = None
 
 
 def parse_arguments(argv: Sequence[str]) -> FetchArguments:
@@ -40,6 +41,11 @@ def parse_arguments(argv: Sequence[str]) -> FetchArguments:
     )
     fetch.add_argument("--source", required=True, help=f"URI of the model: {', '.join(f'{s}://' for s in SCHEMES)}")
     fetch.add_argument("--output", required=True, type=Path, help="folder that shall hold the files and READY")
+    fetch.add_argument(
+        "--cache",
+        type=Path,
+        help="folder that keeps files by content for many models; the output becomes a link into it",
+    )
     fetch.add_argument("--include", action="append", default=[], metavar="GLOB", help="take only these files")
     fetch.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out")
     fetch.add_argument("--model-version", default="", metavar="NAME", help="ModelVersion to report to")
@@ -54,6 +60,7 @@ def parse_arguments(argv: Sequence[str]) -> FetchArguments:
         exclude=tuple(given.exclude),
         model_version=given.model_version,
         namespace=given.namespace,
+        cache=given.cache.absolute() if given.cache else None,
     )
 
 

@@ -15,25 +15,27 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import TypeVar
 
 import tenacity
 
 from matrixinfer.downloader.blocking import in_thread
-from matrixinfer.downloader.core.manifest import Listing, Ready, Selection, VerifiedFile, digest, select
+from matrixinfer.downloader.cache import Cache
+from matrixinfer.downloader.core.manifest import Listing, Ready, Selection, SourceFile, VerifiedFile, digest, select
 from matrixinfer.downloader.core.ranges import Part
+from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.room import Room, shortage
 from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
 from matrixinfer.downloader.lock import Lock, held
+from matrixinfer.downloader.plain import PlainFolder
 from matrixinfer.downloader.progress import Phase, Progress
-from matrixinfer.downloader.publish import publish, published
+from matrixinfer.downloader.shelf import Shelf
 from matrixinfer.downloader.sources.source import Source
 from matrixinfer.downloader.staging import PartWriter, StagedFile
-from matrixinfer.downloader.workspace import Workspace, prepare, volume_errors
+from matrixinfer.downloader.workspace import Workspace, volume_errors
 from matrixinfer.service.logging import get_logger
 
-__all__ = ["Limits", "Request", "Tools", "fetch"]
+__all__ = ["Limits", "Tools", "fetch", "open_shelf"]
 
 log = get_logger("fetch")
 
@@ -44,17 +46,6 @@ _LISTINGS = 3
 _TRIES_FACTOR = 10
 _TELL_SECONDS = 2.0
 _SKIPPED_SHOWN = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What to bring where. `expected_digest` is what this version was found to be before, empty when it was not."""
-
-    source: str
-    output: Path
-    include: Sequence[str] = ()
-    exclude: Sequence[str] = ()
-    expected_digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,25 +88,25 @@ async def fetch(request: Request, open_source: Callable[[], Source], limits: Lim
 
     Without any network or lock when it is published already. `open_source` is called on a thread, and only when needed.
     """
-    workspace = await in_thread(lambda: prepare(request.output), name="prepare")
-    if found := await _already(request, workspace):
+    shelf = await in_thread(lambda: open_shelf(request), name="prepare")
+    if found := await _already(request, shelf.published):
         return _answer(found, tools)
     async with held(
-        workspace.lock,
+        shelf.workspace.lock,
         pod=tools.pod,
         wait_seconds=limits.lock_wait_seconds,
         monotonic=tools.monotonic,
         pause=tools.pause,
-        waiting=lambda holder: tools.progress.enter(Phase.WAITING, waits_for=_who(workspace, holder)),
+        waiting=lambda holder: tools.progress.enter(Phase.WAITING, waits_for=_who(shelf.workspace, holder)),
     ) as lock:
         # Whoever held the lock before may have done the work.
-        if found := await _already(request, workspace):
+        if found := await _already(request, shelf.published) or await _already(request, shelf.adopted):
             return _answer(found, tools)
         async with _answering(limits):
             source = await in_thread(open_source, name="open-source")
         for left in reversed(range(_LISTINGS)):
             try:
-                ready = await _transfer(request, source, workspace, limits, tools)
+                ready = await _transfer(request, source, shelf, limits, tools)
                 break
             except DownloadError as exc:
                 if exc.cause is not Cause.SOURCE_CHANGED or not left:
@@ -124,16 +115,19 @@ async def fetch(request: Request, open_source: Callable[[], Source], limits: Lim
         tools.check()
         _expect(request, ready.digest)
         tools.progress.enter(Phase.PUBLISHING)
-        await in_thread(lambda: _publish(workspace, ready, lock), name="publish")
+        await in_thread(lambda: _publish(shelf, ready, lock), name="publish")
     tools.progress.published(ready.digest)
     return ready
 
 
-async def _already(request: Request, workspace: Workspace) -> Ready | None:
-    found = await in_thread(lambda: published(workspace.output, workspace.ready), name="look")
-    if not found or not found.answers(request.source, request.include, request.exclude):
-        return None
-    if request.expected_digest not in ("", found.digest):
+def open_shelf(request: Request) -> Shelf:
+    """Return where the request is published; raises DownloadError when it cannot be written."""
+    return Cache(request.cache, request) if request.cache else PlainFolder(request)
+
+
+async def _already(request: Request, look: Callable[[], Ready | None]) -> Ready | None:
+    found = await in_thread(look, name="look")
+    if found and request.expected_digest not in ("", found.digest):
         # Another state of a source that moves. What this version recorded is fetched and takes its place.
         log.info("published_is_another_version", published=found.digest, recorded=request.expected_digest)
         return None
@@ -159,12 +153,12 @@ def _expect(request: Request, found: str) -> None:
         )
 
 
-def _publish(workspace: Workspace, ready: Ready, lock: Lock) -> None:
+def _publish(shelf: Shelf, ready: Ready, lock: Lock) -> None:
     lock.check()
-    publish(workspace, ready)
+    shelf.publish(ready)
 
 
-async def _transfer(request: Request, source: Source, workspace: Workspace, limits: Limits, tools: Tools) -> Ready:
+async def _transfer(request: Request, source: Source, shelf: Shelf, limits: Limits, tools: Tools) -> Ready:
     tools.progress.enter(Phase.RESOLVING)
     listing = await _list(source, limits, tools)
     selection = select(listing, request.include, request.exclude)
@@ -178,7 +172,7 @@ async def _transfer(request: Request, source: Source, workspace: Workspace, limi
         skipped_files=[f"{path}: {why}" for path, why in selection.skipped[:_SKIPPED_SHOWN]],
     )
     tools.progress.enter(Phase.DOWNLOADING)
-    files = await _Transfer(source, workspace, limits, tools).run(selection)
+    files = await _Transfer(source, shelf, limits, tools).run(selection)
     return Ready(
         source=request.source,
         include=tuple(request.include),
@@ -212,9 +206,10 @@ async def _answering(limits: Limits) -> AsyncIterator[None]:
 class _Transfer:
     """All files of one selection: several connections, each taking the next missing part, the biggest files first."""
 
-    def __init__(self, source: Source, workspace: Workspace, limits: Limits, tools: Tools) -> None:
+    def __init__(self, source: Source, shelf: Shelf, limits: Limits, tools: Tools) -> None:
         self._source = source
-        self._workspace = workspace
+        self._shelf = shelf
+        self._workspace = shelf.workspace
         self._limits = limits
         self._tools = tools
         self._queue: deque[tuple[StagedFile, Part]] = deque()
@@ -226,20 +221,33 @@ class _Transfer:
 
     async def run(self, selection: Selection) -> Sequence[VerifiedFile]:
         """Return the verified files, sorted by path."""
-        biggest_first = sorted(selection.files, key=lambda file: (-file.size, file.path))
+        wanted = await in_thread(lambda: self._without_present(selection.files), name="look")
+        biggest_first = sorted(wanted, key=lambda file: (-file.size, file.path))
         staged = [StagedFile(file, self._workspace, self._limits.part_bytes) for file in biggest_first]
         await self._each(deque(staged), self._open)
         present = sum(file.present_bytes for file in staged)
         self._tools.progress.present(present)
         if present:
             log.info("download_resumed", bytes=present, of=selection.total_bytes)
-        await in_thread(lambda: self._check_room(selection, present), name="preflight")
+        missing = sum(file.size for file in wanted) - present
+        await in_thread(lambda: self._check_room(missing, len(selection.files)), name="preflight")
         complete = deque(file for file in staged if not file.missing)
         for file in staged:
             self._enqueue(file)
         await self._each(complete, self._finish)
         await self._each(self._queue, self._part)
         return tuple(sorted(self._verified, key=lambda file: file.path))
+
+    def _without_present(self, files: Sequence[SourceFile]) -> Sequence[SourceFile]:
+        """Count the files that the shelf has already, and return the others."""
+        there = {found.path: found for file in files if (found := self._shelf.present(file))}
+        self._verified.extend(there.values())
+        self._tools.progress.present(sum(found.size for found in there.values()))
+        for _ in there:
+            self._tools.progress.file_done()
+        if there:
+            log.info("files_shared", files=len(there), bytes=sum(found.size for found in there.values()))
+        return [file for file in files if file.path not in there]
 
     async def _open(self, file: StagedFile) -> None:
         await in_thread(lambda: file.open(self._halted), name="open")
@@ -253,7 +261,7 @@ class _Transfer:
 
     async def _finish(self, file: StagedFile) -> None:
         try:
-            self._verified.append(await in_thread(file.finish, name="verify"))
+            self._verified.append(await in_thread(lambda: self._verify(file), name="verify"))
             self._tools.progress.file_done()
         except DownloadError as exc:
             if exc.cause is not Cause.INTEGRITY:
@@ -267,6 +275,11 @@ class _Transfer:
             self._tools.progress.present(-file.present_bytes)
             await in_thread(file.restart, name="restart")
             self._enqueue(file)
+
+    def _verify(self, file: StagedFile) -> VerifiedFile:
+        verified = file.finish()
+        self._shelf.keep(file.file, verified)
+        return verified
 
     def _enqueue(self, file: StagedFile) -> None:
         self._missing[file.file.path] = len(file.missing)
@@ -295,13 +308,13 @@ class _Transfer:
                 f"{file.file.path}: the connection ended {writer.rest.length} bytes before the end of the part"
             )
 
-    def _check_room(self, selection: Selection, present: int) -> None:
+    def _check_room(self, needed_bytes: int, needed_files: int) -> None:
         with volume_errors(self._workspace.work):
             found = os.statvfs(self._workspace.work)
         problem = shortage(
             Room(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None),
-            needed_bytes=selection.total_bytes - present,
-            needed_files=len(selection.files),
+            needed_bytes=needed_bytes,
+            needed_files=needed_files,
             reserve_bytes=self._limits.reserve_bytes,
         )
         if problem:

@@ -57,7 +57,7 @@ class StagedFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._journal.parent.mkdir(parents=True, exist_ok=True)
             noted = finished_parts(_content(self._journal), self._header, self._parts)
-            if noted and not self._path.exists() and self._published.is_file():
+            if noted and self._published and not self._path.exists() and self._published.is_file():
                 # An earlier process died between its renames.
                 self._published.rename(self._path)
             if noted and self._path.is_file() and self._path.stat().st_size == self.file.size:

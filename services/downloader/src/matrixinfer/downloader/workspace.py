@@ -1,44 +1,36 @@
 """The folders of one download: where files are staged, where the lock and the journals are, where all ends up.
 
-The work folder lies beside the output, on the same file system, so that readers see nothing but model files; where
-the output is itself the root of a volume it lies inside it, under a name that no model file may have. Everything that
-two processes must agree on depends on the output's path only. The trap: a rename between two mounts fails even on
+The work folder of a plain download lies beside the output, on the same file system, so that readers see nothing but
+model files; where the output is itself the root of a volume it lies inside it, under a name that no model file may
+have. That of a cache lies in the cache, one for each origin of models. What two processes must agree on depends on
+these paths only. The trap: a rename between two mounts fails even on
 one file system, so `prepare` tries one before a single byte is fetched.
 """
 
 import errno
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from matrixinfer.downloader.core.manifest import READY_NAME, WORK_PREFIX
+from matrixinfer.downloader.core.manifest import WORK_PREFIX
 from matrixinfer.downloader.errors import Cause, DownloadError
 
-__all__ = ["Workspace", "fsync_folder", "prepare", "volume_errors"]
+__all__ = ["Workspace", "fsync_folder", "prepare", "prepare_cache", "volume_errors"]
 
 _NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
 
 
 @dataclass(frozen=True, slots=True)
 class Workspace:
-    """All paths of one download."""
+    """All paths of one download; `output` is None where files do not end up under their names (a cache)."""
 
-    output: Path
+    output: Path | None
     work: Path
-
-    @property
-    def ready(self) -> Path:
-        """The document that says that the output is complete."""
-        return self.output / READY_NAME
-
-    @property
-    def previous(self) -> Path:
-        """The READY of what was published here before, while something else takes its place."""
-        return self.work / "previous.json"
 
     @property
     def lock(self) -> Path:
@@ -58,29 +50,38 @@ class Workspace:
         """Where the finished parts of a file are noted."""
         return self.work / "journal" / sha256(path.encode()).hexdigest()[:32]
 
-    def published(self, path: str) -> Path:
-        """Where a file ends up."""
-        return self.output / path
+    def published(self, path: str) -> Path | None:
+        """Where a file ends up; None when its name does not say that."""
+        return self.output / path if self.output else None
 
     def clear(self) -> None:
         """Remove what only an unfinished download needs; the lock stays."""
         for name in ("staging", "journal"):
             shutil.rmtree(self.work / name, ignore_errors=True)
-        self.previous.unlink(missing_ok=True)
         self.progress.unlink(missing_ok=True)
 
 
 def prepare(output: Path) -> Workspace:
-    """Make the folders and try that they can be written; raises DownloadError(VolumeNotWritable, NoSpace)."""
+    """Make the folders of a plain download and try them; raises DownloadError(VolumeNotWritable, NoSpace)."""
     with volume_errors(output):
         output.mkdir(parents=True, exist_ok=True)
         beside = Workspace(output, output.parent / f"{WORK_PREFIX}-{output.name}")
-        if not os.path.ismount(output) and _usable(beside):
+        if not os.path.ismount(output) and _usable(beside, output):
             return beside
         inside = Workspace(output, output / WORK_PREFIX)
         inside.work.mkdir(exist_ok=True)
-        _try_rename(inside)
+        _try_rename(inside.work, output)
         return inside
+
+
+def prepare_cache(root: Path, origin_key: str) -> Workspace:
+    """Make the folders of a cache and of one origin in it, and try that they can be written."""
+    with volume_errors(root):
+        work = root / WORK_PREFIX / origin_key
+        for folder in (root / "blobs", root / "models", work):
+            folder.mkdir(parents=True, exist_ok=True)
+        _try_rename(work, root / "blobs")
+        return Workspace(None, work)
 
 
 @contextmanager
@@ -103,10 +104,10 @@ def fsync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _usable(workspace: Workspace) -> bool:
+def _usable(workspace: Workspace, output: Path) -> bool:
     try:
         workspace.work.mkdir(exist_ok=True)
-        _try_rename(workspace)
+        _try_rename(workspace.work, output)
     except OSError as exc:
         if exc.errno in (errno.EXDEV, errno.EACCES, errno.EPERM, errno.EROFS):
             return False
@@ -114,13 +115,13 @@ def _usable(workspace: Workspace) -> bool:
     return True
 
 
-def _try_rename(workspace: Workspace) -> None:
+def _try_rename(work: Path, target: Path) -> None:
     # Its own name for each process: several may try at once.
-    name = f"{WORK_PREFIX}-try-{os.getpid()}"
-    (workspace.work / name).touch()
+    name = f"{WORK_PREFIX}-try-{uuid.uuid4().hex[:12]}"
+    (work / name).touch()
     try:
-        (workspace.work / name).rename(workspace.output / name)
+        (work / name).rename(target / name)
     except OSError:
-        (workspace.work / name).unlink(missing_ok=True)
+        (work / name).unlink(missing_ok=True)
         raise
-    (workspace.output / name).unlink()
+    (target / name).unlink()

@@ -1,10 +1,11 @@
 """How the bytes come into a pod: the cache volume, the downloader before the engine, and its right to report.
 
 Owns paths and mounts. The downloader is the only container of the pod with a token, and the token can only write the
-status of ModelVersions. The engine sees the files read-only.
+status of ModelVersions. The volume is a cache by content: what the engine is given is a link of its version, which
+appears when every byte behind it is verified, and leads to a folder that never changes. The engine sees it read-only.
 
-Traps: a claim or a folder of the node is shared by pods of several Models, so the folder of a source is named after
-the source. A folder of the node belongs to root, and `fsGroup` does not change that, so there the downloader runs as
+Traps: a claim or a folder of the node is shared by pods of several Models, so a link is named after the namespace and
+the version. A folder of the node belongs to root, and `fsGroup` does not change that, so there the downloader runs as
 root, without any capability.
 """
 
@@ -12,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from matrixinfer.api import hashing
 from matrixinfer.api.names import MODEL_MANAGED_BY, REGISTRY_GROUP
 from matrixinfer.api.v1alpha1.model import LoraAdapter
 from matrixinfer.api.v1alpha1.modelversion import ModelVersionSpec
@@ -54,8 +54,10 @@ def download(
         RenderError: the cache or the source cannot be mounted.
     """
     cache, sub_path = _cache(cache_uri)
-    model_path = f"{_MODELS}/{hashing.revision([spec.model_uri, list(spec.include), list(spec.exclude)])}"
-    adapters = tuple((adapter, f"{_MODELS}/{hashing.revision(adapter.artifact_url)}") for adapter in spec.lora_adapters)
+    # Links of the version's own: what another version of the same source brings never moves under a running engine.
+    place = f"{_MODELS}/versions/{namespace}/{version_name}"
+    model_path = f"{place}/model"
+    adapters = tuple((adapter, f"{place}/adapter-{index}") for index, adapter in enumerate(spec.lora_adapters))
     sources = _sources([spec.model_uri, *(adapter.artifact_url for adapter in spec.lora_adapters)], environment)
     mount: dict[str, Any] = {"name": "models", "mountPath": _MODELS, **({"subPath": sub_path} if sub_path else {})}
     containers = [
@@ -126,14 +128,14 @@ def _sources(uris: Sequence[str], environment: RenderEnvironment) -> tuple[_Sour
 
 
 def _model_arguments(version_name: str, spec: ModelVersionSpec, namespace: str, path: str) -> list[str]:
-    arguments = ["fetch", "--source", spec.model_uri, "--output", path]
+    arguments = ["fetch", "--source", spec.model_uri, "--cache", _MODELS, "--output", path]
     arguments += [argument for glob in spec.include for argument in ("--include", glob)]
     arguments += [argument for glob in spec.exclude for argument in ("--exclude", glob)]
     return [*arguments, "--model-version", version_name, "--namespace", namespace]
 
 
 def _adapter_arguments(adapter: LoraAdapter, path: str) -> list[str]:
-    return ["fetch", "--source", adapter.artifact_url, "--output", path]
+    return ["fetch", "--source", adapter.artifact_url, "--cache", _MODELS, "--output", path]
 
 
 def _downloader(
