@@ -4,6 +4,7 @@ Every part of the decision is pure and lies in `core`; here they are asked in or
 nothing changes while a request is being placed.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,7 +13,8 @@ from matrixinfer.gateway.access import DecisionRecord
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.match import Ask
 from matrixinfer.gateway.core.objects import Keeper
-from matrixinfer.gateway.core.schedule.framework import Decision, Profile, Refused, View, decide
+from matrixinfer.gateway.core.schedule.framework import Decision, Refused, View, decide
+from matrixinfer.gateway.core.schedule.profiles import profile_of
 from matrixinfer.gateway.core.split import choose_target, draw
 from matrixinfer.gateway.core.table import Pool, RouteEntry, Table
 from matrixinfer.gateway.core.types import Endpoint, Rule, Server, Target, TrafficPolicy
@@ -38,12 +40,13 @@ class Choice:
 class Chooser:
     """Chooses by one table; a new table comes with a new chooser."""
 
-    def __init__(self, table: Table, board: LoadBoard, profile: Profile) -> None:
+    def __init__(self, table: Table, board: LoadBoard, clock: Callable[[], float]) -> None:
         self.table = table
         self._board = board
-        self._profile = profile
+        self._clock = clock
         # Everything that is read per request is derived here, once per revision.
         self._readers = {id(pool): board.reader(pool.slots) for pool in table.pools}
+        self._profiles = {id(pool): profile_of(pool.server.plugins) for pool in table.pools}
 
     def entry(self, trace: Trace) -> RouteEntry:
         """Return the route that owns the model asked for. Raises GatewayError."""
@@ -107,15 +110,17 @@ class Chooser:
 
     def _schedule(self, pool: Pool, request_id: str, tried: frozenset[str]) -> Decision | Refused:
         reader = self._readers.get(id(pool)) or self._board.reader(pool.slots)
-        endpoints = pool.server.endpoints
+        loads = reader.loads()
         view = View(
-            [endpoints[i] for i in pool.ready],
-            reader.loads().requests,
-            reader.request_bytes(),
-            tried,
-            pool.server.policy.max_in_flight_per_endpoint,
+            pool.candidates,
+            loads.requests,
+            loads.prefill_tokens,
+            loads.decode_tokens,
+            reader.engines(self._clock()),
+            tried=tried,
+            limit=pool.server.policy.max_in_flight_per_endpoint,
         )
-        return decide(self._profile, view, partial(draw, request_id))
+        return decide(profile_of(pool.server.plugins), view, partial(draw, request_id))
 
 
 def _record(revision: int, rule: Rule, target: Target, decision: Decision) -> DecisionRecord:

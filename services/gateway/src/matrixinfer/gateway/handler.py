@@ -20,8 +20,6 @@ from matrixinfer.gateway.core.match import Ask
 from matrixinfer.gateway.core.objects import Keeper
 from matrixinfer.gateway.core.peek import BodyError, Peek, peek
 from matrixinfer.gateway.core.retry import Failure, RetryPolicy, may_retry, status_is_transient
-from matrixinfer.gateway.core.schedule.framework import Profile
-from matrixinfer.gateway.core.schedule.profiles import LEAST_LOADED
 from matrixinfer.gateway.core.surface import Surface, allowed_methods, listed_model, stored_object, surface
 from matrixinfer.gateway.core.table import Table
 from matrixinfer.gateway.core.types import Snapshot
@@ -63,7 +61,6 @@ class Handler:
         now: Callable[[], datetime],
         clock: Callable[[], float],
         new_request_id: Callable[[], str],
-        profile: Profile = LEAST_LOADED,
     ) -> None:
         self._worker = worker
         self._board = board
@@ -76,7 +73,6 @@ class Handler:
         # Not the loop's clock, which stands still during a tick and counts whole milliseconds.
         self._clock = clock
         self._new_request_id = new_request_id
-        self._profile = profile
         self._attempts = Attempts(pool=pool, row=row, page=ledger.page(worker), clock=clock)
         self.draining = False
         """Set to answer /readyz with 503."""
@@ -86,7 +82,7 @@ class Handler:
         """Route by `snapshot` from now on, and end what waits for pods that are gone."""
         table = Table(snapshot)
         # Everything that is read per request is derived here, once per revision.
-        self._chooser = Chooser(table, self._board, self._profile)
+        self._chooser = Chooser(table, self._board, self._clock)
         self._models = models_page(table.listings)
         self._by_name = {listing.name: listing for listing in table.listings}
         self._stats.expect(table.series_keys())

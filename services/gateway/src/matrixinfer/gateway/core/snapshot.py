@@ -2,19 +2,21 @@
 
 Only servers that a route names are published. A pod keeps its slot whatever selects it. What cannot be right in an
 object (a missing server, a regular expression that RE2 refuses) makes a rule that never serves, and a condition that
-says so; it never keeps the rest from being published.
+says so; it never keeps the rest from being published. An unknown scheduling plugin leaves the default profile in force.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
 
 from matrixinfer.api.v1alpha1 import modelroute as api
-from matrixinfer.api.v1alpha1.modelserver import ModelServer, Protocol
+from matrixinfer.api.v1alpha1.modelserver import ModelServer, Protocol, SchedulerProfile
 from matrixinfer.gateway.core.claims import claimed_names, key_of_route, owners
+from matrixinfer.gateway.core.schedule.profiles import unknown_plugins
 from matrixinfer.gateway.core.selection import endpoint_state
 from matrixinfer.gateway.core.types import (
     Endpoint,
     Match,
+    PluginWeight,
     Route,
     Rule,
     Server,
@@ -91,7 +93,15 @@ def _server(server: ModelServer, pods: Sequence[PodView], slots: Mapping[str, Sl
         spec.inference_engine.value,
         endpoints,
         _server_policy(server),
+        _plugins(spec.scheduler),
     )
+
+
+def _plugins(profile: SchedulerProfile | None) -> tuple[PluginWeight, ...]:
+    """A list with a name that is not known has no effect at all: half a profile would be nobody's wish."""
+    if profile is None or unknown_plugins([plugin.name for plugin in profile.plugins]):
+        return ()
+    return tuple(PluginWeight(plugin.name, plugin.weight) for plugin in profile.plugins)
 
 
 def _server_policy(server: ModelServer) -> TrafficPolicy:

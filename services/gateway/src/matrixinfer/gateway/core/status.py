@@ -11,6 +11,7 @@ from matrixinfer.api.v1alpha1.modelroute import ModelRoute, ModelRouteStatus
 from matrixinfer.api.v1alpha1.modelserver import ModelServer, ModelServerStatus
 from matrixinfer.gateway.core.claims import claimed_names, key_of_route
 from matrixinfer.gateway.core.match import PatternError, string_test
+from matrixinfer.gateway.core.schedule.profiles import PLUGINS, unknown_plugins
 from matrixinfer.gateway.core.selection import endpoint_state
 from matrixinfer.gateway.core.snapshot import server_names, string_matches
 from matrixinfer.gateway.core.types import EndpointState
@@ -40,7 +41,7 @@ def server_status(server: ModelServer, pods: Sequence[PodView], now: datetime) -
     """Return the status of a server that selects `pods`."""
     ready = sum(endpoint_state(pod) is EndpointState.READY for pod in pods)
     generation = server.metadata.generation
-    judgements = (_selects(server), _serves(ready, len(pods)))
+    judgements = (_server_accepted(server), _serves(ready, len(pods)))
     return ModelServerStatus(
         observed_generation=generation,
         ready_endpoints=ready,
@@ -98,10 +99,18 @@ def _resolved(route: ModelRoute, known_servers: frozenset[str]) -> Judgement:
     return "ResolvedRefs", True, "ResolvedRefs", "Every ModelServer that the rules name exists."
 
 
-def _selects(server: ModelServer) -> Judgement:
+def _server_accepted(server: ModelServer) -> Judgement:
     if not server.spec.workload_selector.match_labels:
         message = "spec.workloadSelector.matchLabels is empty and would take every pod; name at least one label."
         return "Accepted", False, "EmptySelector", message
+    scheduler = server.spec.scheduler
+    unknown = unknown_plugins([plugin.name for plugin in scheduler.plugins]) if scheduler else ()
+    if unknown:
+        message = (
+            f"spec.scheduler.plugins names {', '.join(map(repr, unknown))}, which this gateway does not have; the "
+            f"default profile is in force. Known are {', '.join(sorted(PLUGINS))}."
+        )
+        return "Accepted", False, "UnknownPlugin", message
     return "Accepted", True, "Accepted", "The server is in force."
 
 

@@ -10,7 +10,7 @@ from functools import cached_property
 
 from matrixinfer.gateway.core.match import Ask, PatternError, Predicate, predicate
 from matrixinfer.gateway.core.objects import Keeper, keeper
-from matrixinfer.gateway.core.types import EndpointState, Route, Rule, Server, Snapshot, Target
+from matrixinfer.gateway.core.types import Endpoint, EndpointState, Route, Rule, Server, Snapshot, Target
 
 __all__ = ["Listing", "Pool", "RouteEntry", "Table"]
 
@@ -22,17 +22,21 @@ class Pool:
     server: Server
     ready: tuple[int, ...]
     """Positions in `server.endpoints`."""
+    candidates: tuple[Endpoint, ...]
+    """The endpoints at these positions."""
     slots: tuple[int, ...]
 
     @staticmethod
     def of(server: Server) -> "Pool":
         """Select the ready endpoints of `server`."""
         ready = tuple(i for i, e in enumerate(server.endpoints) if e.state is EndpointState.READY)
-        return Pool(server, ready, tuple(server.endpoints[i].slot for i in ready))
+        candidates = tuple(server.endpoints[i] for i in ready)
+        return Pool(server, ready, candidates, tuple(endpoint.slot for endpoint in candidates))
 
     def narrowed(self, position: int) -> "Pool":
         """The same server with one of its endpoints only."""
-        return replace(self, ready=(position,), slots=(self.server.endpoints[position].slot,))
+        endpoint = self.server.endpoints[position]
+        return replace(self, ready=(position,), candidates=(endpoint,), slots=(endpoint.slot,))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ __all__ = [
     "Endpoint",
     "EndpointState",
     "Match",
+    "PluginWeight",
     "Route",
     "Rule",
     "Server",
@@ -57,8 +58,18 @@ class TrafficPolicy(msgspec.Struct, frozen=True, array_like=True):
     max_in_flight_per_endpoint: int | None = None
 
 
+class PluginWeight(msgspec.Struct, frozen=True, array_like=True):
+    """One plugin of a scheduling profile; the weight is that of a scorer against the others."""
+
+    name: str
+    weight: int = 1
+
+
 class Server(msgspec.Struct, frozen=True, array_like=True):
-    """A ModelServer with the pods it selects. `model` is the name that the engine knows, when it has another one."""
+    """A ModelServer with the pods it selects. `model` is the name that the engine knows, when it has another one.
+
+    `plugins` are known ones only; empty leaves the gateway's default profile in force.
+    """
 
     namespace: str
     name: str
@@ -66,6 +77,7 @@ class Server(msgspec.Struct, frozen=True, array_like=True):
     engine: str
     endpoints: tuple[Endpoint, ...] = ()
     policy: TrafficPolicy = TrafficPolicy()
+    plugins: tuple[PluginWeight, ...] = ()
 
 
 class StringMatch(msgspec.Struct, frozen=True, array_like=True):
