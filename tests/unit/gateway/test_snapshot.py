@@ -16,7 +16,7 @@ from matrixinfer.gateway.core.selection import endpoint_state, selected
 from matrixinfer.gateway.core.snapshot import build_snapshot
 from matrixinfer.gateway.core.status import route_status, server_status
 from matrixinfer.gateway.core.table import Table
-from matrixinfer.gateway.core.types import EndpointState, Snapshot
+from matrixinfer.gateway.core.types import EndpointState, PluginWeight, Snapshot
 from matrixinfer.kube.codec import PODS_SLIM, PodView
 from matrixinfer.kube.resource import Key
 
@@ -209,3 +209,23 @@ def test_a_status_that_was_written_is_not_written_again() -> None:
     stored = ModelRoute.model_validate({**route().to_manifest(), "status": first.to_manifest()})
     later = route_status(stored, owners([stored]), frozenset({"s"}), NOW + timedelta(hours=1))
     assert later.to_manifest() == stored.status.to_manifest()
+
+
+def test_a_typo_in_a_plugin_is_a_condition_and_the_default_profile_stays() -> None:
+    """BEAT-09."""
+    made = server(scheduler={"plugins": [{"name": "lest-request"}, {"name": "kv-cache", "weight": 3}]})
+    assert snapshot(route(), servers=(made,)).servers[0].plugins == ()
+    status = server_status(made, [pod("a")], NOW)
+    assert condition(status.conditions, "Accepted") == ("False", "UnknownPlugin")
+    message = next(c.message for c in status.conditions if c.type == "Accepted")
+    assert "'lest-request'" in message
+    assert "least-request" in message
+
+
+def test_a_servers_plugins_travel_with_the_snapshot() -> None:
+    made = server(scheduler={"plugins": [{"name": "least-request"}, {"name": "kv-cache", "weight": 3}]})
+    assert snapshot(route(), servers=(made,)).servers[0].plugins == (
+        PluginWeight("least-request", 1),
+        PluginWeight("kv-cache", 3),
+    )
+    assert condition(server_status(made, [pod("a")], NOW).conditions, "Accepted") == ("True", "Accepted")
