@@ -65,13 +65,15 @@ def token_load(view: View, candidates: Sequence[int]) -> list[float]:
 
     Counts tokens, not requests: what is in front of the request, and of the request itself what is not cached.
     """
-    cached, own = view.cached_tokens, _SCALE_TOKENS + view.prompt_tokens
+    cached, prompt = view.cached_tokens, view.prompt_tokens
+    tokens = work(view, candidates)
     if not cached:
-        return [_SCALE_TOKENS / (own + tokens) for tokens in work(view, candidates)]
+        own = _SCALE_TOKENS + prompt
+        return [_SCALE_TOKENS / (own + before) for before in tokens]
     known = cached.get
     return [
-        _SCALE_TOKENS / (own + tokens - known(i, 0))
-        for tokens, i in zip(work(view, candidates), candidates, strict=True)
+        _SCALE_TOKENS / (_SCALE_TOKENS + before + max(prompt - known(i, 0), 0))
+        for before, i in zip(tokens, candidates, strict=True)
     ]
 
 
