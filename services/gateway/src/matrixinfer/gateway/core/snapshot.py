@@ -15,6 +15,7 @@ from matrixinfer.gateway.core.schedule.profiles import unknown_plugins
 from matrixinfer.gateway.core.selection import endpoint_state
 from matrixinfer.gateway.core.types import (
     Endpoint,
+    Mark,
     Match,
     PluginWeight,
     Route,
@@ -53,14 +54,18 @@ def build_snapshot(
     servers: Sequence[tuple[ModelServer, Sequence[PodView]]],
     slots: Mapping[str, Slot],
     gone: Iterable[str] = (),
+    marks: Mapping[str, Mark] | None = None,
 ) -> Snapshot:
-    """Return the snapshot; `servers` come with the pods that they select. Pods without a slot are left out."""
+    """Return the snapshot; `servers` come with the pods that they select. Pods without a slot are left out.
+
+    A pod without a mark has the number of its slot for one.
+    """
     positions = {_key(server): position for position, (server, _) in enumerate(servers)}
     owned = owners(routes)
     built = (_route(route, owned, positions) for route in sorted(routes, key=key_of_route))
     return Snapshot(
         revision,
-        tuple(_server(server, pods, slots) for server, pods in servers),
+        tuple(_server(server, pods, slots, slots if marks is None else marks) for server, pods in servers),
         tuple(route for route in built if route.model is not None or route.adapters),
         tuple(sorted(gone)),
     )
@@ -78,11 +83,13 @@ def _key(server: ModelServer) -> Key:
     return Key(server.metadata.namespace, server.metadata.name)
 
 
-def _server(server: ModelServer, pods: Sequence[PodView], slots: Mapping[str, Slot]) -> Server:
+def _server(
+    server: ModelServer, pods: Sequence[PodView], slots: Mapping[str, Slot], marks: Mapping[str, Mark]
+) -> Server:
     spec = server.spec
     port, tls = spec.workload_port.port, spec.workload_port.protocol is Protocol.HTTPS
     endpoints = tuple(
-        Endpoint(slots[pod.uid], pod.name, pod.uid, pod.pod_ip, port, state, tls)
+        Endpoint(slots[pod.uid], pod.name, pod.uid, pod.pod_ip, port, state, tls, marks[pod.uid])
         for pod in pods
         if pod.uid in slots and (state := endpoint_state(pod)) is not None
     )

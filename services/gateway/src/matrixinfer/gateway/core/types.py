@@ -12,6 +12,7 @@ import msgspec
 __all__ = [
     "Endpoint",
     "EndpointState",
+    "Mark",
     "Match",
     "PluginWeight",
     "Route",
@@ -26,6 +27,10 @@ __all__ = [
 
 Slot: TypeAlias = int
 """Row number of a pod in the shared load board; the same pod keeps it for life."""
+
+
+Mark: TypeAlias = int
+"""Number of a pod in the prefix index; unlike a slot it is not given to another pod for a very long time."""
 
 
 class EndpointState(StrEnum):
@@ -45,6 +50,7 @@ class Endpoint(msgspec.Struct, frozen=True, array_like=True):
     port: int
     state: EndpointState = EndpointState.READY
     tls: bool = False
+    mark: Mark = 0
 
 
 class TrafficPolicy(msgspec.Struct, frozen=True, array_like=True):

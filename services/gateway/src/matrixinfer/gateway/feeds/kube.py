@@ -117,7 +117,7 @@ class SnapshotFeed:
         uids = {pod.uid for _, pods in serving for pod in pods}
         self._report_crowded_out(self._slots.assign(uids, revision))
         gone = [uid for uid in self._slots.resting if view.has_ended(uid)]
-        snapshot = build_snapshot(revision, view.routes.values(), serving, self._slots.held, gone)
+        snapshot = build_snapshot(revision, view.routes.values(), serving, self._slots.held, gone, self._slots.marks)
         # Revision 1 is published even when it is empty: it tells workers that there is nothing, which is something.
         if self.current.revision and msgspec.structs.replace(snapshot, revision=self.current.revision) == self.current:
             return False

@@ -1,0 +1,175 @@
+"""Who probably has which beginning of a prompt in its cache: a table in memory that all workers share.
+
+A block hash (`core.prompt`) leads to a set of eight words of eight bytes. A word is a whole entry: a tag of the hash,
+the mark of a pod, and when it was sent there. Whole words are read and written at once, so every worker writes
+anywhere without a lock, and what one learns all know at the next request. The table is a memory of hints: two writers
+of one word at the same moment lose one hint, and a hint that is wrong costs one prompt read twice. It belongs to the
+supervisor, so it outlives its workers; its size is fixed, whatever clients send: new entries replace old ones.
+
+Time is counted in tokens. An engine forgets what it has not used for as many tokens as its memory holds; so each pod
+has a clock that counts the tokens sent to it, and an entry that is older than the pod's memory is not believed. That
+clock has one cell per worker, as on the load board.
+
+The trap: a slot on the board is used again by another pod, which has nothing of the first one's. Entries carry the
+pod's mark instead, which is not used again before a million other pods have come.
+"""
+
+import mmap
+import os
+from collections.abc import Mapping, Sequence
+from struct import Struct
+from typing import Final, NamedTuple
+
+from matrixinfer.gateway.core.slots import MARKS
+from matrixinfer.gateway.core.types import Mark, Slot
+
+__all__ = ["Holding", "PrefixIndex"]
+
+_WAYS: Final = 8
+_SET: Final = Struct(f"={_WAYS}Q")
+_SET_SHIFT: Final = _SET.size.bit_length() - 1
+_WORD_BYTES: Final = 8
+
+# A word, from the top: tag, mark, stamp.
+_TAG_BITS: Final = 24
+_MARK_BITS: Final = (MARKS - 1).bit_length()
+_STAMP_BITS: Final = 20
+_MARK_MASK: Final = (1 << _MARK_BITS) - 1
+_STAMP_MASK: Final = (1 << _STAMP_BITS) - 1
+_STAMP_TOKENS: Final = 256
+"""Tokens that make a clock step once."""
+_OWNER_LIMIT: Final = 6
+"""Most words of a set that one hash may take: beside a prompt that everybody sends there is room for others."""
+
+
+class Holding(NamedTuple):
+    """How many blocks of a chain a pod was sent, and how many tokens it was sent since."""
+
+    blocks: int
+    age_tokens: int
+
+
+class PrefixIndex:
+    """One worker's hand on the table. The clock cells of `worker` are its own."""
+
+    def __init__(self, fd: int, *, worker: int, workers: int, capacity: int, table_bytes: int) -> None:
+        """Map the table behind `fd`, which stays open and belongs to the caller. `capacity` is that of the board."""
+        self._map = mmap.mmap(fd, _size(workers, capacity, table_bytes))
+        whole = memoryview(self._map)
+        self._words = whole[:table_bytes].cast("Q")
+        self._sets = table_bytes // _SET.size - 1
+        clocks = whole[table_bytes:].cast("Q")
+        rows = [clocks[i * capacity : (i + 1) * capacity] for i in range(workers)]
+        self._clock, self._others = rows[worker], rows[:worker] + rows[worker + 1 :]
+        self._turn = 0
+
+    @staticmethod
+    def create(*, workers: int, capacity: int, table_bytes: int) -> int:
+        """Make an empty table of `table_bytes`, a power of two; returns a descriptor to map and to hand to workers."""
+        if table_bytes < _SET.size or table_bytes & (table_bytes - 1):
+            raise ValueError(f"the size of the table must be a power of two, not {table_bytes}")
+        fd = os.memfd_create("matrixinfer-gateway-prefixes")
+        os.ftruncate(fd, _size(workers, capacity, table_bytes))
+        return fd
+
+    def find(self, chain: Sequence[int], pods: Mapping[Mark, Slot]) -> dict[Mark, Holding]:
+        """Return which of `pods` were sent the beginning of `chain`, and how much of it.
+
+        A search by halves for the longest beginning that anyone has. Who shows up on the way has at least that much,
+        so shorter holdings come for free; they may be shorter than what is true.
+        """
+        found: dict[Mark, Holding] = {}
+        low, high = 0, len(chain)
+        at = 1
+        while low < high:
+            owners = self._owners(chain[at - 1], pods)
+            if owners:
+                low = at
+                for mark, stamp in owners:
+                    found[mark] = Holding(at, stamp)
+            else:
+                high = at - 1
+            at = (low + high + 1) // 2
+        if not found:
+            return found
+        return {mark: Holding(blocks, self._age(pods[mark], stamp)) for mark, (blocks, stamp) in found.items()}
+
+    def note(self, chain: Sequence[int], mark: Mark, slot: Slot, *, known: int = 0) -> None:
+        """A pod is being sent a prompt; of its blocks the first `known` are noted already."""
+        if known >= len(chain):
+            return
+        stamp = (self._now(slot) // _STAMP_TOKENS) & _STAMP_MASK
+        low = mark << _STAMP_BITS | stamp
+        for block in chain[known:]:
+            self._put(block, low)
+
+    def advance(self, slot: Slot, tokens: int) -> None:
+        """So many tokens more will be in the memory of the pod at `slot`."""
+        self._clock[slot] += tokens
+
+    def forget(self, chain: Sequence[int], mark: Mark, *, known: int = 0) -> None:
+        """Take `note` back: the pod did not get the prompt."""
+        for block in chain[known:]:
+            first, words = self._set(block)
+            wanted = _tag(block) << _MARK_BITS | mark
+            for i, word in enumerate(words):
+                if word >> _STAMP_BITS == wanted:
+                    self._words[first + i] = 0
+
+    def _owners(self, block: int, pods: Mapping[Mark, Slot]) -> list[tuple[Mark, int]]:
+        tag = _tag(block)
+        words = _SET.unpack_from(self._map, (block & self._sets) << _SET_SHIFT)
+        return [
+            (mark, word & _STAMP_MASK)
+            for word in words
+            if word >> _OVER_TAG == tag and (mark := word >> _STAMP_BITS & _MARK_MASK) in pods
+        ]
+
+    def _put(self, block: int, low: int) -> None:
+        first, words = self._set(block)
+        tag = _tag(block)
+        word = tag << _OVER_TAG | low
+        owner = word >> _STAMP_BITS
+        free = -1
+        rivals = []
+        for i, other in enumerate(words):
+            if other >> _STAMP_BITS == owner:
+                self._words[first + i] = word
+                return
+            if not other:
+                free = i
+            elif other >> _OVER_TAG == tag:
+                rivals.append(i)
+        if len(rivals) >= _OWNER_LIMIT:
+            self._turn += 1
+            free = rivals[self._turn % len(rivals)]
+        elif free < 0:
+            # By turns, so that whoever fills a set on purpose cannot say which entry goes.
+            self._turn += 1
+            free = (self._turn ^ block >> 32) % _WAYS
+        self._words[first + free] = word
+
+    def _set(self, block: int) -> tuple[int, tuple[int, ...]]:
+        number = block & self._sets
+        return number * _WAYS, _SET.unpack_from(self._map, number << _SET_SHIFT)
+
+    def _now(self, slot: Slot) -> int:
+        now = self._clock[slot]
+        for row in self._others:
+            now += row[slot]
+        return now
+
+    def _age(self, slot: Slot, stamp: int) -> int:
+        return ((self._now(slot) // _STAMP_TOKENS - stamp) & _STAMP_MASK) * _STAMP_TOKENS
+
+
+_OVER_TAG: Final = _MARK_BITS + _STAMP_BITS
+
+
+def _tag(block: int) -> int:
+    # Never 0, which is an empty word. The low bits choose the set.
+    return block >> (64 - _TAG_BITS) or 1
+
+
+def _size(workers: int, capacity: int, table_bytes: int) -> int:
+    return table_bytes + workers * capacity * _WORD_BYTES
