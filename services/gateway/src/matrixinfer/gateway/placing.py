@@ -1,0 +1,181 @@
+"""A request meets the endpoints of one server: what is known of them is put into one view, and one is decided on.
+
+Owns the gathering and the bookkeeping around the pure decision: which endpoints seem to have the prompt or the adapter,
+what the request lays on the one that was chosen, and that it is noted there at once, before the engine has it. The
+second of two simultaneous requests with one prompt follows the first; had it to wait for the first's answer, both would
+be read from the beginning on two pods. There is no await in here.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+from matrixinfer.gateway.board import LoadBoard
+from matrixinfer.gateway.core.load import Burden, EngineLoads, burden
+from matrixinfer.gateway.core.prompt import Prompt, adapter_key, chain, matched_tokens, seed_of
+from matrixinfer.gateway.core.schedule.framework import Decision, Profile, Refused, View, decide
+from matrixinfer.gateway.core.schedule.profiles import TWO_RANDOM, profile_of
+from matrixinfer.gateway.core.schedule.rung import Rung
+from matrixinfer.gateway.core.split import draw
+from matrixinfer.gateway.core.table import Pool
+from matrixinfer.gateway.core.types import Endpoint
+from matrixinfer.gateway.prefixes import Holding, PrefixIndex
+
+__all__ = ["Placement", "Placer"]
+
+_KV_TOKENS: Final = 262_144
+"""What an engine's memory is taken for while it does not say: an 8B model on a 40 GB card."""
+_RENEW_SHARE: Final = 8
+"""An entry is written anew when its pod got this part of its memory since."""
+_HURRIED_BYTES: Final = 16 * 1024
+"""So much of a prompt is hashed when there is little time."""
+_NO_HOLDINGS: Final[dict[int, Holding]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a request goes, and all that led there."""
+
+    decision: Decision
+    profile: Profile
+    view: View
+    burden: Burden
+    _prefixes: PrefixIndex | None
+    _noted: Sequence[int]
+    _known: int
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """The endpoint that was decided on."""
+        return self.decision.endpoint
+
+    def undo(self) -> None:
+        """The endpoint did not get the request: it has not the prompt that it would have read."""
+        if self._prefixes is not None and self._noted:
+            self._prefixes.forget(self._noted, self.endpoint.mark, known=self._known)
+
+
+class Placer:
+    """Places requests on the endpoints of one pool. Built once per revision."""
+
+    def __init__(self, pool: Pool, board: LoadBoard, prefixes: PrefixIndex | None, clock: Callable[[], float]) -> None:
+        self._pool = pool
+        self._reader = board.reader(pool.slots)
+        self._prefixes = prefixes
+        self._clock = clock
+        self._profile = profile_of(pool.server.plugins)
+        self._uses_prefixes = any(name in _ASKS_FOR_PREFIXES for name, _, _ in self._profile.scorers)
+        self._pods = {endpoint.mark: endpoint.slot for endpoint in pool.candidates}
+        self._positions = {endpoint.mark: i for i, endpoint in enumerate(pool.candidates)}
+        self._seeds: dict[tuple[str, str, str], tuple[int, int]] = {}
+
+    def place(
+        self,
+        request_id: str,
+        prompt: Prompt,
+        size: int,
+        *,
+        model: str = "",
+        adapter: str = "",
+        tenant: str = "",
+        tried: frozenset[str] = frozenset(),
+        ejected: frozenset[str] = frozenset(),
+        rung: Rung = Rung.FULL,
+    ) -> Placement | Refused:
+        """Decide on an endpoint, and note that it is being sent the prompt; `size` is that of the body in bytes.
+
+        `model` is the name asked for, which is the engine's own where the server knows no other one.
+        """
+        pool, loads = self._pool, self._reader.loads()
+        engines = self._reader.engines(self._clock())
+        hashes: Sequence[int] = ()
+        found = at_adapter = _NO_HOLDINGS
+        key = 0
+        prefixes = self._prefixes if self._uses_prefixes and rung <= Rung.SHORT_PREFIX else None
+        if prefixes is not None:
+            seed, key = self._seed(tenant, pool.server.model or model, adapter)
+            text = prompt.text
+            hashes = chain(text, seed, _HURRIED_BYTES) if rung else chain(text, seed)
+            if hashes:
+                found = prefixes.find(hashes, self._pods)
+            if adapter:
+                at_adapter = prefixes.find((key,), self._pods)
+        view = View(
+            pool.candidates,
+            loads.requests,
+            loads.prefill_tokens,
+            loads.decode_tokens,
+            engines,
+            self._cached(found, engines, prompt) if found else {},
+            frozenset(self._positions[mark] for mark in at_adapter) if adapter else None,
+            prompt.tokens,
+            0,
+            tried,
+            ejected,
+            pool.server.policy.max_in_flight_per_endpoint,
+        )
+        profile = TWO_RANDOM if rung is Rung.TWO_RANDOM else self._profile
+        decision = decide(profile, view, partial(draw, request_id))
+        if isinstance(decision, Refused):
+            return decision
+        laid = _burden(size, prompt, view.cached_tokens.get(decision.position, 0))
+        known = 0
+        if prefixes is not None:
+            known = self._note(prefixes, decision, found, hashes, key if adapter else 0, laid, engines)
+        return Placement(decision, profile, view, laid, prefixes, hashes, known)
+
+    def _seed(self, tenant: str, model: str, adapter: str) -> tuple[int, int]:
+        names = (tenant, model, adapter)
+        seeds = self._seeds.get(names)
+        if seeds is None:
+            if len(self._seeds) >= _SEED_LIMIT:
+                self._seeds.clear()
+            seeds = self._seeds[names] = (seed_of(tenant, model, adapter), adapter_key(model, adapter))
+        return seeds
+
+    def _cached(self, found: dict[int, Holding], engines: EngineLoads, prompt: Prompt) -> dict[int, int]:
+        """Tokens by position, of those pods whose memory still has them."""
+        cached = {}
+        for mark, (blocks, age) in found.items():
+            i = self._positions[mark]
+            if age <= _memory(engines, i):
+                cached[i] = matched_tokens(blocks, prompt)
+        return cached
+
+    def _note(
+        self,
+        prefixes: PrefixIndex,
+        decision: Decision,
+        found: dict[int, Holding],
+        hashes: Sequence[int],
+        key: int,
+        laid: Burden,
+        engines: EngineLoads,
+    ) -> int:
+        endpoint = decision.endpoint
+        held = found.get(endpoint.mark)
+        fresh = held is not None and held.age_tokens * _RENEW_SHARE <= _memory(engines, decision.position)
+        known = held.blocks if held is not None and fresh else 0
+        prefixes.note(hashes, endpoint.mark, endpoint.slot, known=known)
+        if key:
+            prefixes.note((key,), endpoint.mark, endpoint.slot)
+        prefixes.advance(endpoint.slot, laid.prefill_tokens + laid.decode_tokens)
+        return held.blocks if held is not None else 0
+
+
+_SEED_LIMIT: Final = 1024
+_ASKS_FOR_PREFIXES: Final = frozenset({"prefix-affinity", "prefix-cache", "token-load", "adapter-affinity"})
+
+
+def _memory(engines: EngineLoads, i: int) -> float:
+    tokens = engines.kv_tokens[i]
+    # NaN compares false.
+    return tokens if tokens > 0 else _KV_TOKENS
+
+
+def _burden(size: int, prompt: Prompt, cached: int) -> Burden:
+    guess = burden(size, prompt.max_tokens)
+    if not prompt.tokens:
+        return guess
+    return Burden(size, max(prompt.tokens - cached, 0), guess.decode_tokens)
