@@ -11,6 +11,7 @@ import msgspec
 
 from matrixinfer.gateway.access import AccessRecord
 from matrixinfer.gateway.board import LoadBoard
+from matrixinfer.gateway.core.load import burden
 from matrixinfer.gateway.core.types import (
     Endpoint,
     EndpointState,
@@ -296,6 +297,16 @@ class Rig:
             self.recorded.clear()
             await self.recorded.wait()
         return self.records[-1]
+
+    def load(self, slot: int, count: int = 1) -> Callable[[], None]:
+        """Let an endpoint look busy until the returned function is called."""
+        claims = [self.board.row(0).enter(slot, burden(0)) for _ in range(count)]
+
+        def end() -> None:
+            for claim in claims:
+                claim.end()
+
+        return end
 
     def in_flight(self) -> list[int]:
         return list(self.board.reader(range(64)).loads().requests)

@@ -86,6 +86,10 @@ class Chooser:
         renamed = None if entry.is_adapter or pool.server.model == ask.model else pool.server.model
         return Choice(entry.route.policy, renamed, pool.server, decision.endpoint)
 
+    def is_offered(self, choice: Choice) -> bool:
+        """Whether the endpoint of a choice still takes new requests."""
+        return choice.endpoint.uid in self.table.offered
+
     def _kept(self, rule: Rule, kept_by: Keeper | None, tried: frozenset[str]) -> tuple[Pool, Target] | None:
         """The endpoint that keeps what a request continues, when a target of the rule has it and it is ready."""
         places = dict(self.table.keepers.get(kept_by, ())) if kept_by is not None else {}

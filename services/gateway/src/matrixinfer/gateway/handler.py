@@ -15,6 +15,7 @@ from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.attempt import Attempts
 from matrixinfer.gateway.board import LoadBoard, LoadRow
 from matrixinfer.gateway.choosing import Choice, Chooser
+from matrixinfer.gateway.core.budget import Budgets
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, peek_form
 from matrixinfer.gateway.core.match import Ask
 from matrixinfer.gateway.core.objects import Keeper
@@ -74,6 +75,7 @@ class Handler:
         self._clock = clock
         self._new_request_id = new_request_id
         self._attempts = Attempts(pool=pool, row=row, page=ledger.page(worker), clock=clock)
+        self._budgets = Budgets(defaults.retry_budget)
         self.draining = False
         """Set to answer /readyz with 503."""
         self.install(Snapshot(0))
@@ -86,6 +88,7 @@ class Handler:
         self._models = models_page(table.listings)
         self._by_name = {listing.name: listing for listing in table.listings}
         self._stats.expect(table.series_keys())
+        self._budgets.keep(snapshot.servers)
         self._attempts.end_those_of(table.gone)
 
     @property
@@ -192,12 +195,14 @@ class Handler:
         began = asyncio.get_running_loop().time()
         while True:
             choice = self._choose(ask, trace, frozenset(tried), kept_by)
+            if not tried:
+                self._budgets.of(choice.server).request(self._clock())
             agreed = terms(choice.policy, choice.server.policy, self._defaults, began)
             outcome = await self._attempts.run(exchange, trace, choice, agreed)
             if outcome.failure is None:
                 return
             trace.failures.append(f"{choice.endpoint.pod}: {outcome.failure.value} {outcome.detail}".rstrip())
-            if not self._shall_retry(exchange, outcome, trace, agreed):
+            if not self._shall_retry(exchange, outcome, trace, agreed) or not self._can_afford(choice, trace):
                 self._end_badly(exchange, trace, outcome)
                 return
             tried.add(choice.endpoint.uid)
@@ -229,6 +234,13 @@ class Handler:
         # A pooled connection that fails twice in a row is an endpoint that fails.
         failure = Failure.RESET if outcome.failure is Failure.STALE else outcome.failure
         return may_retry(failure, trace.retries, agreed.retry, transient=transient)
+
+    def _can_afford(self, choice: Choice, trace: Trace) -> bool:
+        """Whether sending the request again multiplies no overload."""
+        if not self._chooser.is_offered(choice) or self._budgets.of(choice.server).spend(self._clock()):
+            return True
+        trace.failures.append("the retry budget is spent")
+        return False
 
     async def _pause(self, trace: Trace, seconds: float) -> None:
         if seconds > 0:

@@ -6,6 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from matrixinfer.gateway.core.budget import BudgetLimits
 from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.pool import PoolLimits
 from matrixinfer.gateway.wire.server import InletLimits
@@ -57,6 +58,8 @@ class GatewaySettings(ServiceSettings):
     idle_seconds: float = Field(60.0, gt=0, description="Longest silence within an answer, likewise.")
     retry_attempts: int = Field(2, ge=0, le=100, description="Further endpoints asked before the first byte, likewise.")
     retry_interval_seconds: float = Field(0.025, ge=0, description="Pause before each of them, likewise.")
+    retry_budget_percent: int = Field(20, ge=0, le=100, description="Share of a server's requests sent again.")
+    retry_budget_least_per_second: float = Field(3.0, ge=0, description="Retries that a server always gets.")
 
     @model_validator(mode="after")
     def _settling_leaves_time_to_drain(self) -> Self:
@@ -92,4 +95,5 @@ class GatewaySettings(ServiceSettings):
             idle_seconds=self.idle_seconds,
             retry_attempts=self.retry_attempts,
             retry_interval_seconds=self.retry_interval_seconds,
+            retry_budget=BudgetLimits(self.retry_budget_percent / 100, self.retry_budget_least_per_second),
         )

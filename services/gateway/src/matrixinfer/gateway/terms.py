@@ -1,7 +1,8 @@
 """The terms a request is served on, its deadlines and retries: the route's word, then the server's, then our own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from matrixinfer.gateway.core.budget import BudgetLimits
 from matrixinfer.gateway.core.retry import RetryPolicy
 from matrixinfer.gateway.core.types import TrafficPolicy
 from matrixinfer.gateway.wire.relay import Deadlines
@@ -18,6 +19,7 @@ class TrafficDefaults:
     idle_seconds: float = 60.0
     retry_attempts: int = 2
     retry_interval_seconds: float = 0.025
+    retry_budget: BudgetLimits = field(default_factory=BudgetLimits)
 
 
 @dataclass(frozen=True, slots=True)

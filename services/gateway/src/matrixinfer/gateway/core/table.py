@@ -73,6 +73,8 @@ class Table:
         }
         self.listings = tuple(sorted(_listings(snapshot.routes), key=lambda listing: listing.name))
         self.gone = frozenset(snapshot.gone)
+        self.offered = frozenset(pool.server.endpoints[i].uid for pool in self.pools for i in pool.ready)
+        """Uids of all pods that take new requests."""
 
     def pool(self, target: Target) -> Pool | None:
         """Return the pool of a target; None when its server does not exist."""
