@@ -72,6 +72,14 @@ def ready_condition(pod: dict[str, Any]) -> dict[str, Any]:
     return found[0] if found else {}
 
 
+def roll(life: Life, config: dict[str, int]) -> None:
+    """Change a setting of the engine and wait until no pod of before is left."""
+    before = {p["metadata"]["uid"] for p in life.pods()}
+    patch = [{"op": "replace", "path": "/spec/backends/0/workers/0/config", "value": config}]
+    life.kubectl("patch", "model", life.name, "--type=json", "-p", orjson.dumps(patch).decode())
+    life.wait("every pod to be new", lambda: not before & {p["metadata"]["uid"] for p in life.pods()}, 180)
+
+
 def manifest(name: str) -> dict[str, Any]:
     model: dict[str, Any] = yaml.safe_load((ROOT / "examples/quickstart/model-sim.yaml").read_text())
     model["metadata"]["name"] = name
@@ -200,15 +208,43 @@ def test_scaling_by_hand_up_and_down_loses_no_request(life: Life):
 
 
 def test_a_changed_engine_setting_rolls_without_a_lost_request(life: Life):
-    before = {p["metadata"]["uid"] for p in life.pods()}
-    patch = [{"op": "replace", "path": "/spec/backends/0/workers/0/config/max-model-len", "value": 2048}]
     with Traffic.flowing(life.gateway, life.name) as traffic:
-        life.kubectl("patch", "model", life.name, "--type=json", "-p", orjson.dumps(patch).decode())
-        life.wait("every pod to be new", lambda: not before & {p["metadata"]["uid"] for p in life.pods()}, 180)
+        roll(life, {"max-model-len": 2048})
         life.wait_ready(2)
         traffic.wait_for_more(10)
     assert traffic.failures == []
     assert len(life.get("modelversions", "-l", f"registry.matrixinfer.ai/model-name={life.name}")["items"]) == 2
+
+
+@pytest.mark.timeout(600)
+def test_a_thousand_streams_survive_everything_at_once(life: Life):
+    """Planned work (delete, scale, roll, a new gateway) costs no request anything.
+
+    A pod that dies without warning costs only the streams that it had begun: no other endpoint could have gone on.
+    """
+    with Traffic.flowing(life.gateway, life.name, connections=8, max_tokens=20) as planned:
+        planned.wait_for_more(50)
+        life.kubectl("scale", life.infer(), "--replicas=3")
+        life.wait_ready(3)
+        life.kubectl("delete", "pod", life.ready_pods()[0]["metadata"]["name"], "--wait=false")
+        life.node.run_kubectl("-n", SYSTEM_NAMESPACE, "rollout", "restart", "deployment/gateway")
+        planned.wait_for_more(200)
+        life.wait_ready(3)
+        roll(life, {"max-model-len": 1024})
+        life.wait_ready(3)
+        life.node.run_kubectl("-n", SYSTEM_NAMESPACE, "rollout", "status", "deployment/gateway", "--timeout=120s")
+        life.kubectl("scale", life.infer(), "--replicas=2")
+        life.wait_ready(2)
+        planned.wait_for_more(max(0, 700 - len(planned.answers)), 240)
+    assert planned.failures == []
+    with Traffic.flowing(life.gateway, life.name, connections=8, max_tokens=20) as unplanned:
+        for _ in range(3):
+            unplanned.wait_for_more(50)
+            life.node.kill_container(life.ready_pods()[0]["metadata"]["name"], NAMESPACE, "engine")
+            unplanned.wait_for_more(50)
+            life.wait_ready(2)
+    assert len(planned.answers) + len(unplanned.answers) >= 1000
+    assert [answer for answer in unplanned.failures if not answer.text] == []
 
 
 def test_what_someone_deletes_or_changes_by_hand_is_repaired(life: Life):
