@@ -85,10 +85,27 @@ def available(seconds_ago, status="True"):
     return set_condition([], "Available", status, "Any", "", 1, ago(seconds_ago))
 
 
+def settled(seconds_ago, conditions):
+    return set_condition(conditions, "Progressing", "False", "Settled", "", 1, ago(seconds_ago))
+
+
 def test_a_unit_that_was_available_and_lacks_a_worker_has_lost_it():
     formed = infer(conditions=tuple(available(20)))
     assert reason(pod(ready_changed=ago(30), created=ago(60)), size=2, of=formed) == "PodVanished"
     assert reason(pod(ready_changed=ago(5), created=ago(10)), size=2, of=formed) == "", "it was made afterwards"
+
+
+def test_a_unit_that_a_rollout_made_and_that_lacks_a_worker_has_lost_it():
+    """The fleet was available all the while, so that condition is older than every pod that the rollout made."""
+    rolled = infer(conditions=tuple(settled(20, available(900))))
+    assert reason(pod(ready_changed=ago(30), created=ago(60)), size=2, of=rolled) == "PodVanished"
+    assert reason(pod(ready_changed=ago(5), created=ago(10)), size=2, of=rolled) == "", "it was made afterwards"
+    rolling = infer(
+        conditions=tuple(
+            set_condition(settled(20, available(900)), "Progressing", "True", "GroupProgressing", "", 1, NOW)
+        )
+    )
+    assert reason(pod(ready_changed=ago(30), created=ago(60)), size=2, of=rolling) == "", "it may still be on its way"
 
 
 def test_a_unit_that_was_ready_for_long_had_all_its_workers():

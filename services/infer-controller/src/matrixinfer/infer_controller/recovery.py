@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from matrixinfer.api import names
-from matrixinfer.api.conditions import ConditionStatus, find_condition, format_time
+from matrixinfer.api.conditions import Condition, ConditionStatus, find_condition, format_time
 from matrixinfer.api.v1alpha1.modelinfer import RecoveryPolicy, RecoveryRecord
 from matrixinfer.infer_controller.fleet import (
     Cause,
@@ -29,6 +29,7 @@ from matrixinfer.infer_controller.fleet import (
 )
 
 __all__ = [
+    "SETTLED",
     "Rebuild",
     "Waiting",
     "backoff",
@@ -40,6 +41,8 @@ __all__ = [
     "target_name",
 ]
 
+SETTLED: Final = "Settled"
+"""Reason of the condition `Progressing` when every group is as it should be."""
 _SLACK: Final = timedelta(seconds=2)
 """The kubelet writes an exit and the Ready condition it causes up to this far apart, in whole seconds."""
 _FORMED: Final = timedelta(minutes=10)
@@ -142,10 +145,21 @@ def _peer_failures(pods: Sequence[Pod], size: int, seen: Seen, now: datetime) ->
 
 def _was_formed(entry: Pod, ready_since: datetime, infer: Infer, now: datetime) -> bool:
     """True when the unit had all its pods once; until then a missing one is merely not made yet."""
-    available = find_condition(infer.conditions, "Available")
-    if available is None or available.status is not ConditionStatus.TRUE or entry.created is None:
-        return now - ready_since >= _FORMED
-    return entry.created <= available.last_transition_time or now - ready_since >= _FORMED
+    if now - ready_since >= _FORMED:
+        return True
+    return entry.created is not None and any(entry.created <= moment for moment in _whole_at(infer.conditions))
+
+
+def _whole_at(conditions: Sequence[Condition]) -> Iterable[datetime]:
+    """Yield moments at which every group had all its pods.
+
+    A rollout within its budget leaves `Available` true all along, so the moment that it settled counts as well.
+    """
+    available, progressing = (find_condition(conditions, type_) for type_ in ("Available", "Progressing"))
+    if available is not None and available.status is ConditionStatus.TRUE:
+        yield available.last_transition_time
+    if progressing is not None and progressing.reason == SETTLED:
+        yield progressing.last_transition_time
 
 
 def _since(pod: Pod, now: datetime) -> datetime:

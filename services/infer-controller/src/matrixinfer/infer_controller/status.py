@@ -15,7 +15,7 @@ from matrixinfer.api import names
 from matrixinfer.api.conditions import Condition, find_condition, format_time, set_condition
 from matrixinfer.infer_controller.fleet import Fleet, Group, Infer, Pod, Seen, Unit
 from matrixinfer.infer_controller.gang import unmet_wish
-from matrixinfer.infer_controller.recovery import Waiting, records
+from matrixinfer.infer_controller.recovery import SETTLED, Waiting, records
 from matrixinfer.infer_controller.rollout import budget, current_revision, is_rolling
 from matrixinfer.kube.resource import Json, Manifest
 
@@ -212,7 +212,7 @@ def _progressing(fleet: Fleet, waiting: Sequence[Waiting]) -> _Claim:
         return _Claim("Progressing", False, "BackoffLimitExceeded", _given_up(fleet, stuck))
     busy = [group for group in fleet.groups.values() if not group.is_available]
     if not busy and len(fleet.groups) == fleet.replicas and not _behind(fleet):
-        return _Claim("Progressing", False, "Settled", "every group is as it should be")
+        return _Claim("Progressing", False, SETTLED, "every group is as it should be")
     missing = max(fleet.replicas - len(fleet.groups), 0)
     leaving = sum(1 for group in fleet.groups.values() if not group.is_kept)
     starting = len(busy) - leaving
