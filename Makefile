@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 ENGINE ?= llamacpp
 export CLUSTER ENGINE BASE TAG
 
-DEV := anthropic build coverage hatchling hypothesis import-linter jsonschema mypy openai pytest pytest-asyncio pytest-randomly \
+DEV := anthropic atheris build coverage h11 hatchling hypothesis import-linter jsonschema mypy openai pytest pytest-asyncio pytest-randomly \
        pytest-timeout pytest-xdist pyyaml ruff trustme types-PyYAML types-jsonschema xllamacpp
 
 .PHONY: help
@@ -71,6 +71,11 @@ test: setup cluster  ## every test but the benches
 	@$(VENV)/bin/pytest tests/unit tests/property tests/meta -q -n 2
 	@$(VENV)/bin/pytest tests/conformance tests/integration -q
 	@$(VENV)/bin/pytest tests/e2e -q -p no:randomly
+
+SECONDS ?= 60
+.PHONY: fuzz
+fuzz: $(STAMP)  ## throw mutated bytes at the gateway's parsers (SECONDS=…); findings lie in .fuzz/
+	@$(PY) -m tests.fuzz --seconds $(SECONDS)
 
 .PHONY: bench
 bench: setup cluster  ## the control-plane bench: ratios in one run

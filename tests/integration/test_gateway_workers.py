@@ -23,8 +23,8 @@ from matrixinfer.gateway.ipc import Configure
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.metrics import Traffic
 from matrixinfer.gateway.terms import TrafficDefaults
+from matrixinfer.gateway.wire.inlet import InletLimits
 from matrixinfer.gateway.wire.pool import PoolLimits
-from matrixinfer.gateway.wire.server import InletLimits
 from matrixinfer.service.clock import monotonic
 
 REQUEST = b'POST /v1/x HTTP/1.1\r\nhost: gw\r\ncontent-length: 13\r\n\r\n{"model":"m"}'

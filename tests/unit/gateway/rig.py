@@ -26,8 +26,9 @@ from matrixinfer.gateway.handler import Handler
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.terms import TrafficDefaults
+from matrixinfer.gateway.wire.inlet import Answerer, InletLimits
 from matrixinfer.gateway.wire.pool import PoolLimits, UpstreamPool
-from matrixinfer.gateway.wire.server import HttpInlet, InletLimits
+from matrixinfer.gateway.wire.server import HttpInlet
 from matrixinfer.service.clock import monotonic, utcnow
 
 OK = b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 11\r\n\r\n{"ok":true}'
@@ -217,6 +218,9 @@ class Rig:
         self.stopping = asyncio.Event()
         self.clients: list[Client] = []
         self.port = 0
+        self.make_inlet: Callable[..., Any] = HttpInlet
+        self.tls: ssl.SSLContext | None = None
+        """Of the inlet."""
 
     def write(self, record: AccessRecord) -> None:
         """Stand in for the access log."""
@@ -253,14 +257,19 @@ class Rig:
             clock=monotonic,
             new_request_id=lambda: f"made-{len(self.records)}",
         )
-        self.inlet = HttpInlet(self.handler, self.handler.refuse, self.limits, monotonic)
+        await self.serve(self.handler)
+        self.publish()
+        await asyncio.sleep(0)
+        return self
+
+    async def serve(self, answerer: Answerer) -> None:
+        """Take requests on a new port and have them answered."""
+        self.inlet = self.make_inlet(answerer, self.handler.refuse, self.limits, monotonic, self.tls)
         listener = socket.create_server(("127.0.0.1", 0))
         listener.setblocking(False)
         self.port = listener.getsockname()[1]
         self.serving = self.tasks.create_task(self.inlet.serve(listener, self.stopping))
-        self.publish()
         await asyncio.sleep(0)
-        return self
 
     def publish(self, *, without: tuple[StubEngine, ...] = (), gone: tuple[str, ...] = ()) -> None:
         """Route model `m` (and adapter `lora`) to the engines."""

@@ -105,6 +105,14 @@ async def test_a_body_may_come_in_chunks_and_in_drops(rig: Rig) -> None:
     assert b"t" not in engine.asked[0].headers
 
 
+async def test_a_large_body_arrives_byte_for_byte(rig: Rig) -> None:
+    engine = await rig.engine()
+    await rig.start()
+    body = b'{"model":"m","x":"%s"}' % b"".join(b"%d," % i for i in range(200_000))
+    assert (await rig.ask(post(body))).status == 200
+    assert engine.asked[0].body == body
+
+
 async def test_http_1_0_is_closed_after_the_answer_unless_asked_otherwise(rig: Rig) -> None:
     await rig.engine()
     await rig.start()

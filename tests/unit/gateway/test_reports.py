@@ -34,8 +34,8 @@ from matrixinfer.gateway.metrics import Traffic
 from matrixinfer.gateway.settings import GatewaySettings
 from matrixinfer.gateway.stats import Stats, StatsReport
 from matrixinfer.gateway.terms import TrafficDefaults
+from matrixinfer.gateway.wire.inlet import InletLimits
 from matrixinfer.gateway.wire.pool import PoolLimits
-from matrixinfer.gateway.wire.server import InletLimits
 
 
 def report(stats: Stats, **numbers: int) -> StatsReport:

@@ -77,12 +77,11 @@ class Attempts:
         endpoint = choice.endpoint
         claim = self._row.enter(endpoint.slot, burden(len(exchange.request.body)))
         try:
-            data = _outgoing(exchange.request, choice, trace)
-            outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=True)
+            outcome = await self._over(Peer.of(endpoint), exchange, trace, choice, terms, pooled=True)
             if outcome.failure is Failure.STALE:
                 trace.stale += 1
                 trace.series.retry(Failure.STALE.value)
-                outcome = await self._over(Peer.of(endpoint), exchange, trace, endpoint, terms, data, pooled=False)
+                outcome = await self._over(Peer.of(endpoint), exchange, trace, choice, terms, pooled=False)
         finally:
             claim.end()
         return outcome
@@ -92,13 +91,12 @@ class Attempts:
         peer: Peer,
         exchange: Exchange,
         trace: Trace,
-        endpoint: Endpoint,
+        choice: Choice,
         terms: Terms,
-        data: bytes,
         *,
         pooled: bool,
     ) -> Outcome:
-        loop, clock = asyncio.get_running_loop(), self._clock
+        loop, clock, endpoint = asyncio.get_running_loop(), self._clock, choice.endpoint
         before = clock()
         connection = self._pool.take(peer, loop.time()) if pooled else None
         reused = connection is not None
@@ -126,14 +124,15 @@ class Attempts:
         relays.add(relay)
         trace.sent_at = clock()
         try:
-            relay.start(data)
+            # Rendered here and kept by nobody: a long prompt must not be held for as long as its answer streams.
+            relay.start(_outgoing(exchange.request, choice, trace))
             outcome = await relay.outcome
         finally:
             relay.stop()
             relays.discard(relay)
             if not relays:
                 self._in_flight.pop(endpoint.uid, None)
-            _note_answer(trace, relay, exchange.request)
+            _note_answer(trace, relay, exchange)
         if reused and outcome.untouched and outcome.failure is Failure.RESET:
             return Outcome(Failure.STALE, None, outcome.detail, untouched=True)
         trace.waited += clock() - trace.sent_at if outcome.failure is not None else 0.0
@@ -152,7 +151,7 @@ class Attempts:
         return look
 
 
-def _note_answer(trace: Trace, relay: Relay, request: Request) -> None:
+def _note_answer(trace: Trace, relay: Relay, exchange: Exchange) -> None:
     if relay.status is not None:
         trace.status = relay.status
     trace.first_byte_at = relay.first_body_at
@@ -165,14 +164,14 @@ def _note_answer(trace: Trace, relay: Relay, request: Request) -> None:
     if (relay.status is None and not was_left) or (relay.status or 0) >= 400:
         return
     answer = Answer(
-        request.path,
+        exchange.request.path,
         relay.first_bytes,
         relay.last_bytes,
         relay.pieces,
         is_stream=trace.is_event_stream,
         is_complete=is_complete,
     )
-    trace.usage = usage_of(answer, len(request.body))
+    trace.usage = usage_of(answer, exchange.bytes_in)
 
 
 def _outgoing(request: Request, choice: Choice, trace: Trace) -> bytes:

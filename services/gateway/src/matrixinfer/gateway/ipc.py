@@ -13,8 +13,8 @@ import msgspec
 from matrixinfer.gateway.core.types import Snapshot
 from matrixinfer.gateway.stats import StatsReport
 from matrixinfer.gateway.terms import TrafficDefaults
+from matrixinfer.gateway.wire.inlet import InletLimits
 from matrixinfer.gateway.wire.pool import PoolLimits
-from matrixinfer.gateway.wire.server import InletLimits
 
 __all__ = [
     "Acknowledged",

@@ -8,8 +8,8 @@ from pydantic_settings import SettingsConfigDict
 
 from matrixinfer.gateway.core.budget import BudgetLimits
 from matrixinfer.gateway.terms import TrafficDefaults
+from matrixinfer.gateway.wire.inlet import InletLimits
 from matrixinfer.gateway.wire.pool import PoolLimits
-from matrixinfer.gateway.wire.server import InletLimits
 from matrixinfer.service.settings import ServiceSettings
 
 __all__ = ["GatewaySettings"]

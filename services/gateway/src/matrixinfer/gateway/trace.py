@@ -81,7 +81,7 @@ class Trace:
             retries=self.retries,
             stale_connections=self.stale,
             failures=self.failures,
-            bytes_in=len(request.body),
+            bytes_in=exchange.bytes_in,
             bytes_out=exchange.bytes_out,
             total_ms=_milliseconds(total_seconds),
             overhead_ms=_milliseconds(self.overhead_seconds(request.received)),

@@ -106,7 +106,7 @@ class Worker:
             await self._stopping.wait()
             done, _ = await asyncio.wait((serving,), timeout=self._config.drain_seconds)
             if not done:
-                log.warning("streams_cut", connections=len(self._inlet.connections))
+                log.warning("streams_cut", connections=self._inlet.open_connections)
                 serving.cancel()
 
     def _signalled(self, number: signal.Signals) -> None:
@@ -160,7 +160,7 @@ class Worker:
     def _report(self) -> Report:
         return Report(
             self._stats.report(
-                connections=len(self._inlet.connections),
+                connections=self._inlet.open_connections,
                 upstream_connections=self._pool.size,
                 upstream_opened=self._pool.opened,
                 access_log_dropped=self._access.dropped,

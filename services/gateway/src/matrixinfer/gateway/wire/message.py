@@ -103,6 +103,11 @@ class Exchange(Protocol):
         ...
 
     @property
+    def bytes_in(self) -> int:
+        """Size of the request's body, which is let go when the answer begins."""
+        ...
+
+    @property
     def bytes_out(self) -> int:
         """Body bytes written so far."""
         ...

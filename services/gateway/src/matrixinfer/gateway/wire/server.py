@@ -8,74 +8,76 @@ is being made, so reading goes on during an answer.
 
 import asyncio
 import socket
-from collections import deque
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+import ssl
+from collections.abc import Callable
+from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 import httptools
 
-from matrixinfer.gateway.wire.message import Exchange, Headers, Refusal, Request, Watcher, has_no_body, response_head
+from matrixinfer.gateway.wire.inlet import Answerer, InletLimits, Refuser, body_allowance
+from matrixinfer.gateway.wire.judge import Head, judge
+from matrixinfer.gateway.wire.message import Headers, Refusal, Request, Watcher, has_no_body, response_head
+from matrixinfer.service.logging import get_logger
 
-__all__ = ["Answerer", "HttpInlet", "InletLimits"]
+__all__ = ["HttpInlet"]
 
-_SINGLE_HEADERS = frozenset({b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect"})
+log = get_logger("inlet")
+
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _END_OF_CHUNKS = b"0\r\n\r\n"
 _LINGER_SECONDS = 1.0
-# A body may take longer than its allowance when it keeps coming at this rate.
-_BODY_BYTES_PER_SECOND = 16 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class InletLimits:
-    """What one client may use. Sizes in bytes, times in seconds."""
-
-    head_bytes: int = 64 * 1024
-    body_bytes: int = 64 * 1024 * 1024
-    buffered_bytes: int = 512 * 1024 * 1024
-    """All bodies being received by one worker together."""
-    connections: int = 20_000
-    head_seconds: float = 10.0
-    body_seconds: float = 60.0
-    keep_alive_seconds: float = 75.0
-    write_stall_seconds: float = 60.0
-    write_buffer_bytes: int = 256 * 1024
-
-
-Answerer: TypeAlias = Callable[[Exchange], Awaitable[None]]
-"""Answers one exchange. Must not raise; is cancelled when the client leaves."""
-
-Refuser: TypeAlias = Callable[[Refusal], tuple[Headers, bytes]]
-"""Turns a refusal into headers and body."""
+# So many connections beyond the limit are told why; the rest is reset.
+_REFUSED_AT_A_TIME = 256
+# What may hold many requests is parsed in slices: those that wait their turn wait as bytes, not as objects.
+_SLICE_BYTES = 4096
+_QUEUE_LIMIT = 8
+# Pieces of a body below this size are gathered in one buffer: as objects they would weigh more than their bytes.
+_SMALL_PIECE_BYTES = 2048
 
 
 class HttpInlet:
     """Listens on sockets that it is given, until drained."""
 
-    def __init__(self, handler: Answerer, refuser: Refuser, limits: InletLimits, clock: Callable[[], float]) -> None:
-        """`clock` stamps requests with the time at which they were complete."""
+    def __init__(
+        self,
+        handler: Answerer,
+        refuser: Refuser,
+        limits: InletLimits,
+        clock: Callable[[], float],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`clock` stamps requests with the time at which they were complete; with `tls`, TLS is all that is spoken."""
         self.clock = clock
         self.handler = handler
         self.refuser = refuser
         self.limits = limits
         self.draining = False
-        """Set to answer with `Connection: close` from now on."""
         self.buffered_bytes = 0
         self.connections: set[_Connection] = set()
+        self._tls = tls
         self._empty = asyncio.Event()
         self._empty.set()
 
-    async def serve(self, listener: socket.socket, stopping: asyncio.Event) -> None:
-        """Accept until `stopping`, then close idle connections, let busy ones finish, and return when all are closed.
+    @property
+    def open_connections(self) -> int:
+        """Connections that are open now."""
+        return len(self.connections)
 
-        Cancellation cuts what is left.
-        """
+    async def serve(self, listener: socket.socket, stopping: asyncio.Event) -> None:
+        """See Inlet."""
         async with asyncio.TaskGroup() as tasks:
             self.tasks = tasks
             loop = asyncio.get_running_loop()
-            server = await loop.create_server(lambda: _Connection(self, loop), sock=listener, backlog=4096)
+            server = await loop.create_server(
+                lambda: _Connection(self, loop),
+                sock=listener,
+                backlog=4096,
+                ssl=self._tls,
+                ssl_handshake_timeout=self.limits.handshake_seconds if self._tls else None,
+                # Closing includes sending what is left to a client that is slow.
+                ssl_shutdown_timeout=self.limits.write_stall_seconds if self._tls else None,
+            )
             try:
                 await stopping.wait()
                 server.close()
@@ -105,28 +107,29 @@ class _Connection(asyncio.Protocol):
 
     # An idle connection is held by the thousand: slots halve what it costs.
     __slots__ = (
-        "_body",
         "_body_bytes",
         "_busy",
+        "_charged_bytes",
         "_close_after",
         "_deadline",
         "_exchange",
-        "_head_bytes",
+        "_head",
         "_headers",
-        "_in_head",
         "_is_slow",
         "_lingering",
         "_method",
         "_parser",
         "_paused_reading",
         "_peer",
+        "_pieces",
         "_queue",
-        "_resumed",
         "_started",
         "_target",
         "_task",
         "_timer",
         "_transport",
+        "_unparsed",
+        "_unproductive_bytes",
         "_version",
         "inlet",
         "loop",
@@ -136,7 +139,7 @@ class _Connection(asyncio.Protocol):
         self.inlet = inlet
         self.loop = loop
         self._parser: Any = httptools.HttpRequestParser(self)
-        self._queue: deque[Request | Refusal] = deque()
+        self._queue: list[Request | Refusal] = []
         self._is_slow = False
         self._exchange: _Exchange | None = None
         self._task: asyncio.Task[None] | None = None
@@ -144,13 +147,21 @@ class _Connection(asyncio.Protocol):
         self._close_after = False
         self._lingering = False
         self._paused_reading = False
-        self._resumed = False
         self._started = False
+        self._head: Head | None = None
         self._method = self._version = ""
+        self._target = b""
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._pieces: list[bytes | bytearray] = []
+        self._body_bytes = 0
         self._timer: asyncio.TimerHandle | None = None
         self._deadline = 0.0
-        self._head_bytes = 0
-        self._begin_message()
+        # Requests behind the one that is answered, not yet parsed.
+        self._unparsed = b""
+        # Received since the parser last gave something away: an unfinished head, trailers, chunk extensions.
+        self._unproductive_bytes = 0
+        # Of the inlet's budget: the body being received, those in the queue, and that of the exchange until it begins.
+        self._charged_bytes = 0
 
     # -- transport ------------------------------------------------------------------------------------------------
 
@@ -162,17 +173,20 @@ class _Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._peer = str(peer[0]) if isinstance(peer, tuple) else ""
         self.inlet.joined(self)
-        if len(self.inlet.connections) > self.inlet.limits.connections:
+        surplus = len(self.inlet.connections) - self.inlet.limits.connections
+        if surplus > _REFUSED_AT_A_TIME:
+            self._transport.abort()
+        elif surplus > 0:
             self._refuse(503, "Too many connections; try again in a moment.")
-            return
-        # The first head of a connection must come as fast as any other head.
-        self._expect_within(self.inlet.limits.head_seconds)
+        else:
+            # The first head of a connection must come as fast as any other head.
+            self._expect_within(self.inlet.limits.head_seconds)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         """Tell the exchange in progress, and give everything back."""
         if self._timer is not None:
             self._timer.cancel()
-        self._drop_body()
+        self.give_back(self._charged_bytes)
         self._queue.clear()
         self.inlet.left(self)
         if self._exchange is not None:
@@ -199,190 +213,198 @@ class _Connection(asyncio.Protocol):
             self._exchange.resumed()
 
     def data_received(self, data: bytes) -> None:
-        """Feed the parser."""
+        """Parse, as far as what was asked before leaves room."""
         if self._lingering or self._close_after:
             return
-        if self._in_head:
-            if not self._head_bytes and not self._busy:
-                self._expect_within(self.inlet.limits.head_seconds)
-            self._head_bytes += len(data)
-        self._feed(data)
-        if self._in_head and self._head_bytes > self.inlet.limits.head_bytes:
-            self._refuse(431, "The request head is too large.")
-        if len(self._queue) > 1 and not self._paused_reading:
+        if self._unparsed:
+            self._unparsed += data
+            return
+        if self._head is None and not self._unproductive_bytes and not self._busy:
+            self._expect_within(self.inlet.limits.head_seconds)
+        self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        at, size = 0, len(data)
+        while at < size and not self._close_after:
+            if len(self._queue) >= _QUEUE_LIMIT:
+                self._unparsed = data[at:]
+                break
+            step = self._slice_bytes()
+            piece = data[at : at + step] if at or size > step else data
+            at += len(piece)
+            self._unproductive_bytes += len(piece)
+            self._feed(piece)
+            if not self._close_after:
+                self._judge_progress()
+        if not self._paused_reading and (self._unparsed or len(self._queue) > 1):
             self._paused_reading = True
             self._transport.pause_reading()
 
+    def _slice_bytes(self) -> int:
+        """How much may be parsed at a time: all that can only be the body of one request, else a slice."""
+        rest = 0 if self._head is None else (self._head.length or 0) - self._body_bytes
+        return max(rest, _SLICE_BYTES)
+
     def _feed(self, data: bytes) -> None:
-        try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as exc:
-            self._upgrade_ignored(data[exc.args[0] :])
-        except httptools.HttpParserError as exc:
-            self._refuse(400, f"The request is not valid HTTP/1.1: {exc}.")
+        while data and not self._close_after:
+            try:
+                self._parser.feed_data(data)
+            except httptools.HttpParserUpgrade as exc:
+                data = self._without_upgrade(data[exc.args[0] :])
+            except httptools.HttpParserCallbackError:
+                # A fault of ours, not of the client's bytes: it must be seen.
+                raise
+            except httptools.HttpParserError as exc:
+                self._refuse(400, f"The request is not valid HTTP/1.1: {exc}.")
+            else:
+                return
+
+    def _judge_progress(self) -> None:
+        """Bound what the parser keeps without telling: heads, trailers and chunk extensions."""
+        limits = self.inlet.limits
+        if self._head is not None:
+            if self._unproductive_bytes > limits.head_bytes:
+                self._refuse(400, "The request carries too much besides its body.")
+        elif self._unproductive_bytes > limits.head_bytes or len(self._headers) > limits.head_fields:
+            self._refuse(431, "The request head is too large.")
 
     # -- parser callbacks -----------------------------------------------------------------------------------------
 
     def on_message_begin(self) -> None:
-        """Start over."""
+        """Start over, unless this is the rest of a request that offered another protocol."""
         self._started = True
-        if not self._resumed:
+        if self._head is None:
             self._begin_message()
 
     def on_url(self, url: bytes) -> None:
         """Collect the target, which may come in pieces."""
-        if not self._resumed:
-            self._target += url
+        if self._head is None:
+            self._target = self._target + url if self._target else url
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header; after the body it is a trailer and dropped."""
-        if self._in_head and not self._resumed:
-            self._headers.append((name.lower(), value))
+        if self._head is None:
+            self._headers.append((name.lower(), value.rstrip()))
 
     def on_headers_complete(self) -> None:
         """Judge the head before any of the body is taken."""
-        if self._close_after or self._resumed:
+        if self._close_after or self._head is not None:
             return
-        self._in_head = False
         self._version = self._parser.get_http_version()
         self._method = self._parser.get_method().decode()
-        refusal = self._judge_head()
-        if refusal is not None:
-            self._refuse(refusal.status, refusal.message)
+        limits = self.inlet.limits
+        head = judge(self._method, self._target, self._version, self._headers, limits)
+        if isinstance(head, Refusal):
+            self._refuse(head.status, head.message)
             return
-        if self._header(b"expect") is not None and self._version == "1.1" and not self._busy:
-            self._transport.write(_CONTINUE)
+        self._head = head
+        self._unproductive_bytes = 0
         if not self._busy:
-            self._expect_within(self.inlet.limits.body_seconds)
+            self._await_body(head)
 
     def on_body(self, data: bytes) -> None:
         """Collect the body within the limits."""
         if self._close_after:
             return
-        limits, inlet = self.inlet.limits, self.inlet
-        self._body_bytes += len(data)
-        inlet.buffered_bytes += len(data)
+        inlet, limits, size = self.inlet, self.inlet.limits, len(data)
+        self._unproductive_bytes = 0
+        self._body_bytes += size
+        self._charged_bytes += size
+        inlet.buffered_bytes += size
         if self._body_bytes > limits.body_bytes:
             self._refuse(413, f"The request body exceeds {limits.body_bytes} bytes.")
         elif inlet.buffered_bytes > limits.buffered_bytes:
             self._refuse(503, "The gateway is receiving too much at once; try again in a moment.")
         else:
-            self._body.append(data)
-            self._deadline += len(data) / _BODY_BYTES_PER_SECOND
+            self._keep(data)
+            self._deadline += body_allowance(size)
 
     def on_message_complete(self) -> None:
         """Queue the request."""
-        if self._close_after:
+        head = self._head
+        if self._close_after or head is None:
             return
-        if self._parser.should_upgrade() and self._framing() and not self._resumed:
-            # llhttp stops here with the body unread; `_upgrade_ignored` goes on.
+        if head.length != 0 and self._parser.should_upgrade():
+            # llhttp stops here with the body unread; `_without_upgrade` goes on.
             return
-        self._resumed = self._started = False
-        self._in_head, self._head_bytes = True, 0
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
-        self._drop_body()
-        self._close_after = not self._stays_open()
-        self._queue.append(self._request(body))
+        self._started = False
+        self._unproductive_bytes = 0
+        self._close_after = not head.keep_alive
+        self._queue.append(self._request(head))
+        self._begin_message()
         self._next()
 
     # -- parsing --------------------------------------------------------------------------------------------------
 
     def _begin_message(self) -> None:
-        self._in_head = True
-        self._target = bytearray()
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._body: list[bytes] = []
+        self._head = None
+        self._method, self._target = "", b""
+        self._headers, self._pieces = [], []
         self._body_bytes = 0
 
-    def _drop_body(self) -> None:
-        self.inlet.buffered_bytes -= self._body_bytes
-        self._body, self._body_bytes = [], 0
+    def _await_body(self, head: Head) -> None:
+        self._expect_within(self.inlet.limits.body_seconds)
+        if head.expects_continue:
+            self._transport.write(_CONTINUE)
 
-    def _header(self, name: bytes) -> bytes | None:
-        return next((value for key, value in self._headers if key == name), None)
+    def _keep(self, data: bytes) -> None:
+        pieces = self._pieces
+        if not pieces or len(data) >= _SMALL_PIECE_BYTES:
+            pieces.append(data)
+        elif isinstance(pieces[-1], bytearray):
+            pieces[-1] += data
+        else:
+            pieces.append(bytearray(data))
 
-    def _framing(self) -> bytes:
-        """The header lines that say how long the body is; empty when there is none."""
-        for name, value in self._headers:
-            if name == b"transfer-encoding" or (name == b"content-length" and int(value)):
-                return name + b": " + value + b"\r\n"
-        return b""
-
-    def _stays_open(self) -> bool:
-        tokens = {t.strip().lower() for n, v in self._headers if n == b"connection" for t in v.split(b",")}
-        return b"close" not in tokens and (self._version == "1.1" or b"keep-alive" in tokens)
-
-    def _request(self, body: bytes) -> Request:
-        target = bytes(self._target)
-        url = httptools.parse_url(target) if target != b"*" else None
-        path = (url.path or b"/") if url else target
-        if url is not None and url.schema is not None:
-            target = path + (b"?" + url.query if url.query else b"")
+    def _request(self, head: Head) -> Request:
+        pieces, path = self._pieces, head.path
         return Request(
             self._method,
-            target,
+            head.target,
             unquote_to_bytes(path) if b"%" in path else path,
             self._headers,
-            body,
+            bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces),
             self._version == "1.0",
             self._peer,
             self.inlet.clock(),
         )
 
-    def _judge_head(self) -> Refusal | None:
-        size = len(self._target) + sum(len(n) + len(v) + 4 for n, v in self._headers)
-        if size > self.inlet.limits.head_bytes:
-            return Refusal(431, "The request head is too large.")
-        if self._version not in ("1.1", "1.0"):
-            return Refusal(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
-        if self._method == "CONNECT":
-            return Refusal(405, "CONNECT is not supported.")
-        return self._judge_headers(self._version)
+    def give_back(self, size: int) -> None:
+        """Return bytes to the inlet's budget."""
+        size = min(size, self._charged_bytes)
+        self._charged_bytes -= size
+        self.inlet.buffered_bytes -= size
 
-    def _judge_headers(self, version: str) -> Refusal | None:
-        seen = [name for name, _ in self._headers if name in _SINGLE_HEADERS]
-        if len(seen) != len(set(seen)):
-            return Refusal(400, "A header that may occur once occurs twice.")
-        if version == "1.1" and b"host" not in seen:
-            return Refusal(400, "The request has no Host header.")
-        coding = self._header(b"transfer-encoding")
-        if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
-            return Refusal(501, "The only transfer coding that is supported is 'chunked'.")
-        expect = self._header(b"expect")
-        if expect is not None and expect.lower() != b"100-continue":
-            return Refusal(417, "The only expectation that is supported is '100-continue'.")
-        length = self._header(b"content-length")
-        if length is not None and int(length) > self.inlet.limits.body_bytes:
-            return Refusal(413, f"The request body exceeds {self.inlet.limits.body_bytes} bytes.")
-        return None
-
-    def _upgrade_ignored(self, rest: bytes) -> None:
+    def _without_upgrade(self, rest: bytes) -> bytes:
         """Go on in HTTP/1.1 after a request that offered another protocol: llhttp stops behind its head.
 
-        A new parser is told how the unread body is framed and gets the bytes that are left.
+        Returns what a new parser is to be fed: how the body is framed that is still to come, and the bytes left.
         """
-        if self._close_after:
-            return
         self._parser = httptools.HttpRequestParser(self)
-        if framing := self._framing() if self._started else b"":
-            self._resumed = True
-            rest = b"POST / HTTP/1.1\r\nhost: resumed\r\n" + framing + b"\r\n" + rest
-        if rest:
-            self._feed(rest)
+        head = self._head
+        if head is None:
+            return rest
+        framing = b"transfer-encoding: chunked" if head.length is None else b"content-length: %d" % head.length
+        return b"POST / HTTP/1.1\r\nhost: resumed\r\n" + framing + b"\r\n\r\n" + rest
 
     # -- answering ------------------------------------------------------------------------------------------------
 
     def _refuse(self, status: int, message: str) -> None:
+        """Answer this and nothing more. Only the first refusal counts: what follows a fault has no meaning."""
+        if self._close_after:
+            return
         self._close_after = True
-        self._drop_body()
-        path = bytes(self._target).partition(b"?")[0]
+        path = self._target.partition(b"?")[0]
         self._queue.append(Refusal(status, message, self._method, path, tuple(self._headers)))
+        self._unparsed = b""
+        self.give_back(self._body_bytes)
+        self._begin_message()
         self._next()
 
     def _next(self) -> None:
         if self._busy or not self._queue or self._transport.is_closing():
             return
-        item = self._queue.popleft()
+        item = self._queue.pop(0)
         if isinstance(item, Refusal):
             self._answer_refusal(item)
             return
@@ -397,6 +419,10 @@ class _Connection(asyncio.Protocol):
     async def _run(self, exchange: "_Exchange") -> None:
         try:
             await self.inlet.handler(exchange)
+        # The edge of one connection: whatever breaks here must not end the others, which share the task group.
+        except Exception:
+            log.exception("answerer_failed")
+            self._transport.abort()
         finally:
             self._task = None
             self._done(exchange)
@@ -404,6 +430,7 @@ class _Connection(asyncio.Protocol):
     def _done(self, exchange: "_Exchange") -> None:
         self._exchange = None
         self._busy = False
+        exchange.release_body()
         if self._transport.is_closing():
             return
         if not exchange.ended:
@@ -411,16 +438,27 @@ class _Connection(asyncio.Protocol):
         if not exchange.keep_alive or self.inlet.draining:
             self._close_after = True
             self._queue.clear()
-            self._linger()
+            self._linger(is_refusal=False)
             return
         self._next()
-        if self._busy:
+        if self._busy or self._close_after:
             return
+        if self._unparsed:
+            data, self._unparsed = self._unparsed, b""
+            self._take(data)
+            if self._busy or self._close_after:
+                return
         if self._paused_reading:
             self._paused_reading = False
             self._transport.resume_reading()
+        self._await_more()
+
+    def _await_more(self) -> None:
         limits = self.inlet.limits
-        self._expect_within(limits.head_seconds if self._started else limits.keep_alive_seconds)
+        if self._head is not None:
+            self._await_body(self._head)
+        else:
+            self._expect_within(limits.head_seconds if self._started else limits.keep_alive_seconds)
 
     def _answer_refusal(self, refusal: Refusal) -> None:
         headers, body = self.inlet.refuser(refusal)
@@ -428,9 +466,9 @@ class _Connection(asyncio.Protocol):
             refusal.status, [*headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
         )
         self._transport.write(head if refusal.method == "HEAD" else head + body)
-        self._linger()
+        self._linger(is_refusal=True)
 
-    def _linger(self) -> None:
+    def _linger(self, *, is_refusal: bool) -> None:
         """Close so that the last answer survives: a reset for unread bytes would overtake it."""
         if self._transport.is_closing() or self._lingering:
             return
@@ -439,7 +477,18 @@ class _Connection(asyncio.Protocol):
             self._transport.resume_reading()
         if self._transport.can_write_eof():
             self._transport.write_eof()
+        elif not is_refusal:
+            # TLS cannot half-close. Nothing is left to read, and an answer may end with the connection.
+            self._transport.close()
+            return
         self._expect_within(max(_LINGER_SECONDS, self.inlet.limits.write_stall_seconds * bool(self._unsent())))
+
+    def _end_lingering(self) -> None:
+        if self._transport.can_write_eof():
+            self._transport.abort()
+        else:
+            # Without a farewell the end of a TLS connection looks like an attack.
+            self._transport.close()
 
     def _unsent(self) -> int:
         return self._transport.get_write_buffer_size()
@@ -473,7 +522,7 @@ class _Connection(asyncio.Protocol):
         if self.loop.time() < self._deadline:
             self._timer = self.loop.call_at(self._deadline, self._timer_fired)
         elif self._lingering:
-            self._transport.abort()
+            self._end_lingering()
         elif self._started:
             self._refuse(408, "The request did not arrive in time.")
         elif self._unsent():
@@ -490,12 +539,14 @@ class _Exchange:
         "_chunked",
         "_connection",
         "_delimited_by_close",
+        "_is_head",
         "_is_paused",
         "_out",
         "_stall",
         "_transport",
         "_watcher",
         "begun",
+        "bytes_in",
         "bytes_out",
         "ended",
         "gone",
@@ -513,8 +564,10 @@ class _Exchange:
         self.ended = False
         self.gone = False
         self.stalled = False
+        self.bytes_in = len(request.body)
         self.bytes_out = 0
         self._connection = connection
+        self._is_head = request.method == "HEAD"
         self._transport = transport
         self._chunked = False
         self._delimited_by_close = False
@@ -536,6 +589,7 @@ class _Exchange:
     def begin(self, status: int, headers: Headers, length: int | None) -> None:
         """Write the head, framed for this client."""
         self.begun = True
+        self.release_body()
         if self._connection.inlet.draining:
             self.keep_alive = False
         framing: list[tuple[bytes, bytes]] = []
@@ -547,7 +601,7 @@ class _Exchange:
             self.keep_alive = False
             self._delimited_by_close = True
         else:
-            self._chunked = True
+            self._chunked = not self._is_head
             framing.append((b"transfer-encoding", b"chunked"))
         if not self.keep_alive:
             framing.append((b"connection", b"close"))
@@ -557,7 +611,7 @@ class _Exchange:
 
     def write(self, data: bytes) -> None:
         """Write a piece of the body."""
-        if not data:
+        if not data or self._is_head:
             return
         self.bytes_out += len(data)
         if self._chunked:
@@ -590,6 +644,11 @@ class _Exchange:
             # The end of the connection would read as the end of the answer; a reset does not.
             self._transport.abort()
         self.keep_alive = False
+
+    def release_body(self) -> None:
+        """Let the body go: once the answer has begun, no other endpoint will be sent it."""
+        self._connection.give_back(len(self.request.body))
+        self.request.body = b""
 
     def lost(self) -> None:
         """The connection was lost."""

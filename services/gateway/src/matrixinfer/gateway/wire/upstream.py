@@ -2,12 +2,13 @@
 
 Owns framing towards engines; knows nothing of clients or retries. The traps: an engine may close a pooled connection
 at the moment it is used (`lost` with `untouched` says that nothing of an answer was seen), an answer without a length
-ends with the connection, and bytes behind an answer poison the connection for the next one.
+ends with the connection, and bytes behind an answer poison the connection for the next one. An engine may be broken or
+hostile: what two parsers could read differently is no answer, and what it sends without an end is cut off.
 """
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, NoReturn, Protocol, cast
 
 import httptools
 
@@ -15,7 +16,9 @@ from matrixinfer.gateway.wire.message import Headers, has_no_body
 
 __all__ = ["Sink", "UpstreamConnection", "UpstreamError"]
 
-_HEAD_LIMIT_BYTES = 256 * 1024
+# Of a head, of trailers, of chunk extensions: the parser keeps them until they are complete.
+_UNPRODUCTIVE_LIMIT_BYTES = 256 * 1024
+_FINAL_STATUSES = range(200, 600)
 
 
 class UpstreamError(Exception):
@@ -53,7 +56,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_close_delimited",
         "_ended",
         "_failure",
-        "_head_bytes",
         "_headers",
         "_in_head",
         "_interim",
@@ -62,6 +64,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_reusable",
         "_sink",
         "_transport",
+        "_unproductive_bytes",
         "idle_limit",
         "idle_since",
         "uses",
@@ -82,7 +85,8 @@ class UpstreamConnection(asyncio.Protocol):
     def _start_over(self) -> None:
         self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
-        self._head_bytes = 0
+        # Received since the parser last gave away a head or a piece of the body.
+        self._unproductive_bytes = 0
         self._in_head = True
         self._interim = self._close_delimited = self._ended = False
         self._reusable = True
@@ -136,7 +140,7 @@ class UpstreamConnection(asyncio.Protocol):
         if self._close_delimited and not self._in_head and exc is None and self._failure is None:
             sink.end()
             return
-        sink.lost(self._failure or exc, untouched=self._in_head and not self._head_bytes)
+        sink.lost(self._failure or exc, untouched=self._in_head and not self._unproductive_bytes)
 
     def data_received(self, data: bytes) -> None:
         """Parse and hand on."""
@@ -145,15 +149,17 @@ class UpstreamConnection(asyncio.Protocol):
             # Bytes that nobody asked for: whatever they are, the next answer must not begin with them.
             self._transport.abort()
             return
-        if self._in_head:
-            self._head_bytes += len(data)
-            if self._head_bytes > _HEAD_LIMIT_BYTES and len(data) < self._head_bytes:
-                self._fail("the head of the engine's answer is too large")
-                return
+        self._unproductive_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
             self._fail("the engine switched protocols")
+            return
+        except httptools.HttpParserCallbackError:
+            if self._failure is None:
+                # A fault of ours, not of the engine's bytes: it must be seen.
+                raise
+            self._transport.abort()
             return
         except httptools.HttpParserError as exc:
             # What came before the fault was parsed: a complete answer stays one, its connection is finished.
@@ -161,6 +167,9 @@ class UpstreamConnection(asyncio.Protocol):
                 self._fail(f"the engine's answer is not valid HTTP: {exc}")
                 return
             self._reusable = False
+        if self._unproductive_bytes > _UNPRODUCTIVE_LIMIT_BYTES and not self._ended:
+            self._fail("the engine sends too much besides its answer's body")
+            return
         if self._ended:
             self._finish(sink)
         elif not self._in_head:
@@ -176,32 +185,40 @@ class UpstreamConnection(asyncio.Protocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         """Collect a header; trailers are dropped."""
         if self._in_head:
-            self._headers.append((name.lower(), value))
+            self._headers.append((name.lower(), value.rstrip()))
 
     def on_headers_complete(self) -> None:
         """Hand the head on, unless it is an interim answer."""
-        status = self._parser.get_status_code()
         if self._ended:
             return
-        if status < 200:
+        status = self._parser.get_status_code()
+        if 100 <= status < 200:
             self._interim = True
             self._headers = []
             return
         self._in_head = False
-        length, chunked = None, False
+        self._unproductive_bytes = 0
+        length, coding = None, b""
         for name, value in self._headers:
             if name == b"content-length":
                 length = int(value)
             elif name == b"transfer-encoding":
-                chunked = True
+                coding += value.lower()
             elif name == b"keep-alive":
                 self.idle_limit = _promised_seconds(value)
-        self._close_delimited = length is None and not chunked and not has_no_body(status)
+        fault = _fault(self._parser.get_http_version(), status, coding)
+        if fault:
+            self._stop_parsing(fault)
+        self._close_delimited = length is None and not coding and not has_no_body(status)
         if self._sink is not None:
             self._sink.head(status, self._headers, length)
 
     def on_body(self, data: bytes) -> None:
         """Hand a piece on."""
+        if self._in_head:
+            # llhttp gives some interim answers a body. To a client it would be the head of something.
+            self._stop_parsing("the engine's interim answer has a body")
+        self._unproductive_bytes = 0
         if self._sink is not None and not self._ended:
             self._sink.body(data)
 
@@ -217,19 +234,37 @@ class UpstreamConnection(asyncio.Protocol):
     # -- ends -----------------------------------------------------------------------------------------------------
 
     def _finish(self, sink: Sink) -> None:
-        # An answer that came before the request was out leaves a connection nobody can reason about.
-        reusable = self._reusable and not self._transport.get_write_buffer_size() and not self._transport.is_closing()
+        unsent = self._transport.get_write_buffer_size()
+        reusable = self._reusable and not unsent and not self._transport.is_closing()
         self._sink = None
         self._start_over()
-        if not reusable:
+        if unsent:
+            # It answered before it had read the request. A close would wait for it to read the rest, perhaps for ever.
+            self._transport.abort()
+        elif not reusable:
             self._transport.close()
         # First the pool, then the sink: whoever asks next finds this connection.
         self._released(self, reusable)
         sink.end()
 
+    def _stop_parsing(self, reason: str) -> NoReturn:
+        """Fail from within the parser, so that it gives away nothing more."""
+        self._failure = UpstreamError(reason)
+        raise self._failure
+
     def _fail(self, reason: str) -> None:
         self._failure = UpstreamError(reason)
         self._transport.abort()
+
+
+def _fault(version: str, status: int, coding: bytes) -> str:
+    if version not in ("1.1", "1.0"):
+        return f"the engine speaks HTTP/{version}"
+    if status not in _FINAL_STATUSES:
+        return f"the engine answered with the status {status}"
+    if coding and (coding != b"chunked" or version == "1.0"):
+        return "the engine's answer has a transfer coding that is not 'chunked'"
+    return ""
 
 
 def _promised_seconds(value: bytes) -> float | None:

@@ -1,0 +1,109 @@
+"""Is this the head of a request that every parser reads the same way? Pure, shared by all inlets.
+
+What two parsers could read differently is how requests are smuggled past one of them, so doubt is a refusal. The
+parser has judged the syntax; here is what it lets through: repeated headers, codings, versions, targets, sizes.
+"""
+
+import re
+from dataclasses import dataclass
+
+from matrixinfer.gateway.wire.inlet import InletLimits
+from matrixinfer.gateway.wire.message import Headers, Refusal
+
+__all__ = ["Head", "judge"]
+
+_SINGLE = frozenset({b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect"})
+# Visible ASCII without "#": parsers disagree about all else in a target (RFC 9112 §3.2).
+_TARGET = re.compile(rb"[!\"$-~]+")
+_ABSOLUTE = re.compile(rb"https?://[^/?]+(/?.*)", re.IGNORECASE)
+# A length that fits into 63 bits has no more digits; leading zeros are nobody's habit.
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+
+
+@dataclass(slots=True)
+class Head:
+    """A head that was accepted."""
+
+    target: bytes
+    """In origin form, or the asterisk."""
+    path: bytes
+    """Of the target, still percent-encoded."""
+    length: int | None
+    """Of the body; None when it comes in chunks."""
+    expects_continue: bool
+    keep_alive: bool
+
+
+def judge(method: str, target: bytes, version: str, headers: Headers, limits: InletLimits) -> Head | Refusal:
+    """Accept a head, or say what is wrong with it. `version` is "1.1" or the like; names are lower-case."""
+    if version not in ("1.1", "1.0"):
+        return Refusal(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
+    if method == "CONNECT":
+        return Refusal(405, "CONNECT is not supported.")
+    size = len(target)
+    single: dict[bytes, bytes] = {}
+    wishes = b""
+    for name, value in headers:
+        size += len(name) + len(value) + 4
+        if name in _SINGLE:
+            if name in single:
+                return Refusal(400, "A header that may occur once occurs twice.")
+            single[name] = value
+        elif name == b"connection":
+            wishes += value + b","
+    if size > limits.head_bytes or len(headers) > limits.head_fields:
+        return Refusal(431, "The request head is too large.")
+    origin = _origin_form(target)
+    if origin is None:
+        return Refusal(400, "The request target is malformed.")
+    refusal = _unsupported(version, single)
+    if refusal is not None:
+        return refusal
+    length = _length(single, limits)
+    if isinstance(length, Refusal):
+        return length
+    tokens = {token.strip() for token in wishes.lower().split(b",")} if wishes else frozenset()
+    return Head(
+        origin,
+        origin.partition(b"?")[0],
+        length,
+        # To HTTP/1.0 an interim answer is gibberish (RFC 9110 §10.1.1).
+        b"expect" in single and version == "1.1",
+        b"close" not in tokens and (version == "1.1" or b"keep-alive" in tokens),
+    )
+
+
+def _unsupported(version: str, single: dict[bytes, bytes]) -> Refusal | None:
+    if version == "1.1" and b"host" not in single:
+        return Refusal(400, "The request has no Host header.")
+    coding, expectation = single.get(b"transfer-encoding"), single.get(b"expect")
+    if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
+        return Refusal(501, "The only transfer coding that is supported is 'chunked'.")
+    if expectation is not None and expectation.lower() != b"100-continue":
+        return Refusal(417, "The only expectation that is supported is '100-continue'.")
+    return None
+
+
+def _length(single: dict[bytes, bytes], limits: InletLimits) -> int | Refusal | None:
+    text = single.get(b"content-length")
+    if b"transfer-encoding" in single:
+        return None if text is None else Refusal(400, "Content-Length and Transfer-Encoding exclude each other.")
+    if text is None:
+        return 0
+    if not _LENGTH.fullmatch(text):
+        return Refusal(400, "The Content-Length is malformed.")
+    if int(text) > limits.body_bytes:
+        return Refusal(413, f"The request body exceeds {limits.body_bytes} bytes.")
+    return int(text)
+
+
+def _origin_form(target: bytes) -> bytes | None:
+    if not _TARGET.fullmatch(target):
+        return None
+    if target.startswith(b"/") or target == b"*":
+        return target
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        return None
+    rest = absolute[1]
+    return rest if rest.startswith(b"/") else b"/" + rest
