@@ -131,6 +131,9 @@ class Engine:
     metrics_path: str = "/metrics"
     startup_seconds: int = 1800
     """How long a start may take before the container counts as broken (weights load, kernels compile)."""
+    adds_usage_event: bool = False
+    """Whether `stream_options.include_usage` adds one event without choices to the end of a stream and changes nothing
+    else of it."""
     served_name_flags: Sequence[str] = ("served-model-name",)
     spellings: Mapping[str, str] = field(default_factory=dict)
     """Paths that clients use and the engine has under another name only, with that name."""

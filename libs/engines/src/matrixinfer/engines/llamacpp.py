@@ -3,7 +3,8 @@
 Facts: `llama-server`. One node, one phase, no run-time adapters. `--model` is a file for the original program; the
 shim in our own image also takes a directory that holds one .gguf file.
 Trap: it closes the connection after each stream while announcing keep-alive, and /metrics has neither labels nor
-histograms nor KV usage (in newer releases).
+histograms nor KV usage (in newer releases). A stream tells its counts in `timings` without being asked; asking for
+`usage` moves them out of the event in which clients look for them.
 """
 
 from typing import Final

@@ -58,6 +58,7 @@ SGLANG: Final = Engine(
     name=EngineName.SGLANG,
     command=_command,
     spellings={f"/{name}": f"/v1/{name}" for name in ("rerank", "score")},
+    adds_usage_event=True,
     lora=LoraApi("/load_lora_adapter", "/unload_lora_adapter"),
     multi_node=True,
     phases=frozenset(Phase),

@@ -153,6 +153,7 @@ VLLM: Final = Engine(
     name=EngineName.VLLM,
     command=_command,
     spellings={f"/v1/{name}": f"/{name}" for name in ("tokenize", "detokenize", "classify", "pooling")},
+    adds_usage_event=True,
     lora=LoraApi("/v1/load_lora_adapter", "/v1/unload_lora_adapter"),
     multi_node=True,
     phases=frozenset(Phase),

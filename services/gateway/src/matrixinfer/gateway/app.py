@@ -100,6 +100,7 @@ def _configuration(settings: GatewaySettings) -> Configure:
         traffic=settings.traffic_defaults,
         access_log=settings.access_log,
         upstream_ca_file=str(settings.upstream_ca_file) if settings.upstream_ca_file else None,
+        stream_usage=settings.stream_usage,
         drain_seconds=max(0.0, settings.drain_seconds - settings.settle_seconds - _STOP_SECONDS),
     )
 

@@ -13,6 +13,7 @@ from matrixinfer.engines.catalog import ENGINES
 from matrixinfer.gateway.board import LoadRow
 from matrixinfer.gateway.choosing import Choice
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, with_form_model
+from matrixinfer.gateway.core.hiddenusage import HiddenUsage, with_usage
 from matrixinfer.gateway.core.load import burden
 from matrixinfer.gateway.core.objects import IdFinder, keeper
 from matrixinfer.gateway.core.retry import Failure
@@ -25,11 +26,12 @@ from matrixinfer.gateway.terms import Terms
 from matrixinfer.gateway.trace import Trace
 from matrixinfer.gateway.wire.message import Exchange, Request, end_to_end, request_head
 from matrixinfer.gateway.wire.pool import ConnectError, Peer, UpstreamPool
-from matrixinfer.gateway.wire.relay import Outcome, Relay
+from matrixinfer.gateway.wire.relay import Outcome, Relay, is_event_stream
 
 __all__ = ["Attempts"]
 
-_EVENT_STREAM = b"text/event-stream"
+_ADD_USAGE_EVENT = frozenset(name.value for name, engine in ENGINES.items() if engine.adds_usage_event)
+_TAKE_STREAM_OPTIONS = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 
 # The client's credentials are for the gateway, not for whoever runs a pod. Without Accept-Encoding the engine answers
 # plainly. Framing, host and request id are written anew.
@@ -58,9 +60,19 @@ _NO_SPELLINGS: Mapping[bytes, bytes] = {}
 class Attempts:
     """The attempts of one worker."""
 
-    def __init__(self, *, pool: UpstreamPool, row: LoadRow, page: LedgerPage, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        *,
+        pool: UpstreamPool,
+        row: LoadRow,
+        page: LedgerPage,
+        clock: Callable[[], float],
+        asks_for_usage: bool = True,
+    ) -> None:
+        """`asks_for_usage` lets engines count the streams of clients that did not ask, unseen by these."""
         self._pool = pool
         self._page = page
+        self._asks_for_usage = asks_for_usage
         self._row = row
         self._relays = 0
         self._clock = clock
@@ -77,6 +89,7 @@ class Attempts:
         endpoint = choice.endpoint
         claim = self._row.enter(endpoint.slot, burden(len(exchange.request.body)))
         try:
+            trace.hides_usage = self._asks_for_usage and _may_ask_for_usage(exchange.request, choice.server, trace)
             outcome = await self._over(Peer.of(endpoint), exchange, trace, choice, terms, pooled=True)
             if outcome.failure is Failure.STALE:
                 trace.stale += 1
@@ -119,6 +132,7 @@ class Attempts:
             opening=self._opening(endpoint) if makes_object(exchange.request.path) else None,
             observe_gap=trace.series.between_pieces.observe,
             phase=self._relays,
+            hidden=HiddenUsage() if trace.hides_usage else None,
         )
         relays = self._in_flight[endpoint.uid]
         relays.add(relay)
@@ -155,7 +169,7 @@ def _note_answer(trace: Trace, relay: Relay, exchange: Exchange) -> None:
     if relay.status is not None:
         trace.status = relay.status
     trace.first_byte_at = relay.first_body_at
-    trace.is_event_stream = relay.content_type[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM
+    trace.is_event_stream = is_event_stream(relay.content_type)
     # The outcome is cancelled when the client left, or this process ends; the engine was at work then.
     was_left = relay.outcome.cancelled()
     is_complete = relay.outcome.done() and not was_left and relay.outcome.result().failure is None
@@ -174,11 +188,22 @@ def _note_answer(trace: Trace, relay: Relay, exchange: Exchange) -> None:
     trace.usage = usage_of(answer, exchange.bytes_in)
 
 
+def _may_ask_for_usage(request: Request, server: Server, trace: Trace) -> bool:
+    return (
+        trace.stream
+        and not trace.has_stream_options
+        and server.engine in _ADD_USAGE_EVENT
+        and request.path in _TAKE_STREAM_OPTIONS
+    )
+
+
 def _outgoing(request: Request, choice: Choice, trace: Trace) -> bytes:
     server, endpoint = choice.server, choice.endpoint
     body = request.body
     if choice.model is not None:
         body = _with_model(request, choice.model)
+    if trace.hides_usage:
+        body = with_usage(body)
     host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
     headers = [
         (b"host", f"{host}:{endpoint.port}".encode()),

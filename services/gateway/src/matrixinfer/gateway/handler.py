@@ -62,6 +62,7 @@ class Handler:
         now: Callable[[], datetime],
         clock: Callable[[], float],
         new_request_id: Callable[[], str],
+        asks_for_usage: bool = True,
     ) -> None:
         self._worker = worker
         self._board = board
@@ -74,7 +75,9 @@ class Handler:
         # Not the loop's clock, which stands still during a tick and counts whole milliseconds.
         self._clock = clock
         self._new_request_id = new_request_id
-        self._attempts = Attempts(pool=pool, row=row, page=ledger.page(worker), clock=clock)
+        self._attempts = Attempts(
+            pool=pool, row=row, page=ledger.page(worker), clock=clock, asks_for_usage=asks_for_usage
+        )
         self._budgets = Budgets(defaults.retry_budget)
         self.draining = False
         """Set to answer /readyz with 503."""
@@ -188,7 +191,7 @@ class Handler:
     async def _infer(self, exchange: Exchange, trace: Trace) -> None:
         request = exchange.request
         wanted = _peek(request)
-        trace.model, trace.stream = wanted.model, wanted.stream
+        trace.model, trace.stream, trace.has_stream_options = wanted.model, wanted.stream, wanted.has_stream_options
         ask = Ask(wanted.model, request.path.decode(errors="replace"), _header_texts(request.headers))
         kept_by = self._ledger.find(wanted.previous) if wanted.previous else None
         tried: set[str] = set()

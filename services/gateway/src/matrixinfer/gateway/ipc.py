@@ -45,6 +45,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     access_log: bool
     upstream_ca_file: str | None
     drain_seconds: float
+    stream_usage: Literal["ask", "as-sent"] = "ask"
 
 
 class Publish(msgspec.Struct, frozen=True, tag="publish"):

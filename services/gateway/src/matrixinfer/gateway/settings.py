@@ -1,7 +1,7 @@
 """The gateway's settings: environment only, prefix `MATRIXINFER_GATEWAY_`."""
 
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -30,6 +30,9 @@ class GatewaySettings(ServiceSettings):
         65536, ge=64, multiple_of=8, description="Stored responses of which one worker remembers the endpoint."
     )
     access_log: bool = Field(True, description="Write one line per request to stdout.")
+    stream_usage: Literal["ask", "as-sent"] = Field(
+        "ask", description="Ask engines for token counts of streams whose client did not, unseen by it."
+    )
     write_status: bool = Field(True, description="Take part in writing the status of routes and servers.")
 
     drain_seconds: float = Field(300.0, ge=0, description="Time running streams get to finish after SIGTERM.")

@@ -26,6 +26,9 @@ class Trace:
     model: str = ""
     route: str = ""
     stream: bool = False
+    has_stream_options: bool = False
+    hides_usage: bool = False
+    """The engine was asked to count the stream, and the client shall not see it."""
     server: Server | None = None
     endpoint: Endpoint | None = None
     decision: DecisionRecord | None = None

@@ -78,6 +78,7 @@ class Worker:
             now=utcnow,
             clock=monotonic,
             new_request_id=lambda: uuid.uuid4().hex,
+            asks_for_usage=config.stream_usage == "ask",
         )
         self._inlet = HttpInlet(self._handler, self._handler.refuse, config.inlet, monotonic)
         self._stopping = asyncio.Event()

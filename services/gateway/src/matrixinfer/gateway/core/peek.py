@@ -27,6 +27,8 @@ class Peek:
     stream: bool
     previous: str = ""
     """Id of the response that this request continues; only its engine knows it."""
+    has_stream_options: bool = False
+    """Whether the client says what the stream shall hold."""
 
 
 class _Members(msgspec.Struct):
@@ -34,6 +36,7 @@ class _Members(msgspec.Struct):
     # Raw, because its type is the engine's to judge: only the literal `true` means something here.
     stream: msgspec.Raw = msgspec.Raw()
     previous_response_id: msgspec.Raw = msgspec.Raw()
+    stream_options: msgspec.Raw = msgspec.Raw()
 
 
 _decoder = msgspec.json.Decoder(_Members)
@@ -58,5 +61,8 @@ def peek(body: bytes) -> Peek:
         raise BodyError("You must provide a 'model' parameter.", "model")
     previous = bytes(members.previous_response_id)
     return Peek(
-        members.model, bytes(members.stream) == b"true", msgspec.json.decode(previous) if previous[:1] == b'"' else ""
+        members.model,
+        bytes(members.stream) == b"true",
+        msgspec.json.decode(previous) if previous[:1] == b'"' else "",
+        bool(members.stream_options),
     )

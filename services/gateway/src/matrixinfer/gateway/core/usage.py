@@ -17,8 +17,9 @@ __all__ = ["END_BYTES", "Answer", "Usage", "usage_of"]
 END_BYTES = 8 * 1024
 """How much of each end of an answer is worth keeping."""
 
-# An object with objects inside it, two deep: the details of a count. None of its strings holds a brace.
-_USAGE = re.compile(rb'"usage"\s*+:\s*+(\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})*+\})')
+# An object with objects inside it, two deep: the details of a count. None of its strings holds a brace. llama.cpp
+# tells the counts of a stream in `timings`.
+_USAGE = re.compile(rb'"(?:usage|timings)"\s*+:\s*+(\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})*+\})')
 
 _BYTES_PER_TOKEN = 4
 
@@ -42,7 +43,7 @@ class _Details(msgspec.Struct):
 
 
 class _Members(msgspec.Struct):
-    """The members of all forms: OpenAI's two, and Anthropic's, whose `input_tokens` leave out what was cached."""
+    """The members of all forms: OpenAI's two, Anthropic's and llama.cpp's, whose prompts leave out what was cached."""
 
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
@@ -53,6 +54,9 @@ class _Members(msgspec.Struct):
     input_tokens_details: _Details | None = None
     cache_read_input_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
+    prompt_n: int | None = None
+    predicted_n: int | None = None
+    cache_n: int | None = None
 
 
 _decoder = msgspec.json.Decoder(_Members)
@@ -106,6 +110,7 @@ def _reported(first: bytes, last: bytes) -> Usage | None:
 def _found(data: bytes) -> _Members | None:
     """The last object called `usage`, leaving out those that are null or cut off."""
     last = None
+    # llama.cpp ends a document with both; `timings` alone leaves out nothing that `usage` has.
     for last in _USAGE.finditer(data):  # noqa: B007
         pass
     if last is None:
@@ -126,6 +131,9 @@ def _usage(found: _Members) -> Usage | None:
         read = found.cache_read_input_tokens or 0
         prompt = found.input_tokens + read + (found.cache_creation_input_tokens or 0)
         return _checked(prompt, completion, read or (details and details.cached_tokens) or 0)
+    if found.prompt_n is not None:
+        cached = found.cache_n or 0
+        return _checked(found.prompt_n + cached, found.predicted_n or 0, cached)
     if found.total_tokens is not None:
         return _checked(found.total_tokens - completion, completion, 0)
     return None

@@ -12,13 +12,15 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from matrixinfer.gateway.core.hiddenusage import HiddenUsage
 from matrixinfer.gateway.core.retry import HELD_STATUSES, Failure
 from matrixinfer.gateway.core.usage import END_BYTES
 from matrixinfer.gateway.wire.message import Exchange, Headers, end_to_end
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 
-__all__ = ["Deadlines", "Held", "Outcome", "Relay"]
+__all__ = ["Deadlines", "Held", "Outcome", "Relay", "is_event_stream"]
 
+_EVENT_STREAM = b"text/event-stream"
 _HOLD_LIMIT_BYTES = 64 * 1024
 # The counts are in one of the last pieces: an event, `[DONE]` and what the network may split of both.
 _LAST_PIECES = 8
@@ -70,6 +72,7 @@ class Relay:
         "_flushes",
         "_has_head",
         "_held",
+        "_hidden",
         "_last",
         "_last_pieces",
         "_loop",
@@ -99,11 +102,13 @@ class Relay:
         observe_gap: Callable[[float], None],
         phase: int,
         opening: Callable[[bytes], bool] | None = None,
+        hidden: HiddenUsage | None = None,
     ) -> None:
         """With `may_hold`, an answer of a status in HELD_STATUSES is kept back and becomes part of the outcome.
 
         `observe_gap` is told the seconds between two pieces, now and then; different `phase`s look at different ones.
         `opening` is shown how a good answer begins, before the client is, until it returns True.
+        `hidden` takes out of a stream what the client did not ask for.
         """
         loop = asyncio.get_running_loop()
         self.outcome: asyncio.Future[Outcome] = loop.create_future()
@@ -118,6 +123,7 @@ class Relay:
         self._last_pieces: deque[bytes] = deque(maxlen=_LAST_PIECES)
         self._observe_gap = observe_gap
         self._flushes = phase
+        self._hidden = hidden
         self._clock = clock
         self._has_head = False
         self.extra_headers = extra_headers
@@ -165,6 +171,8 @@ class Relay:
         self._held = None
         if status >= 300:
             self._opening = None
+        if not is_event_stream(self.content_type):
+            self._hidden = None
         self._exchange.begin(status, kept, length)
 
     def body(self, data: bytes) -> None:
@@ -185,7 +193,7 @@ class Relay:
         self._last_pieces.append(data if len(data) <= END_BYTES else data[-END_BYTES:])
         if self._opening is not None and self._opening(data):
             self._opening = None
-        self._exchange.write(data)
+        self._exchange.write(data if self._hidden is None else self._hidden.keep(data))
 
     def flush(self) -> None:
         """Send what arrived together."""
@@ -200,6 +208,8 @@ class Relay:
     def end(self) -> None:
         """The answer is complete."""
         if self._held is None:
+            if self._hidden is not None:
+                self._exchange.write(self._hidden.rest())
             self._exchange.finish()
         self._end(Outcome(Failure.STATUS, self._held) if self._held is not None else Outcome())
 
@@ -268,6 +278,11 @@ class Relay:
     def _over(self) -> None:
         self._timer.cancel()
         self._exchange.watch(None)
+
+
+def is_event_stream(content_type: bytes) -> bool:
+    """Whether a content type is that of server-sent events, whatever its parameters."""
+    return content_type[: len(_EVENT_STREAM)].lower() == _EVENT_STREAM
 
 
 def _is_protocol(error: Exception | None) -> bool:
