@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
+from tests.tour.steps import tour
 
 from matrixinfer.engines.catalog import engine_for
 from matrixinfer.engines.exposition import MetricReader
@@ -76,6 +77,26 @@ async def test_the_official_client_gets_the_same_answer_streaming_and_not(client
     assert usage.completion_tokens == whole.usage.completion_tokens
     assert usage.prompt_tokens_details is not None
     assert usage.prompt_tokens_details.cached_tokens == whole.usage.prompt_tokens // 16 * 16 or 0
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+async def test_the_official_clients_take_their_tour_and_miss_what_vllm_lacks(sim: Simulator) -> None:
+    verdicts = await tour(sim.url, "m")
+    only_without_v1 = {"tokenize", "detokenize", "classify", "pooling"}
+    missing = {name for name, verdict in verdicts.items() if verdict.startswith("404")}
+    assert missing == only_without_v1 | {"models.retrieve", "messages.models"}
+    assert {verdict for name, verdict in verdicts.items() if name not in missing} == {"ok"}
+
+
+async def test_a_cancelled_response_stays_cancelled_and_an_old_one_is_forgotten(client: AsyncOpenAI) -> None:
+    made = await client.responses.create(model="m", input="hello", background=True)
+    assert (made.status, (await client.responses.cancel(made.id)).status) == ("queued", "cancelled")
+    done = await client.responses.create(model="m", input="hello")
+    assert (await client.responses.retrieve(made.id)).status == "cancelled"
+    with pytest.raises(BadRequestError, match="synchronous"):
+        await client.responses.cancel(done.id)
+    with pytest.raises(NotFoundError, match="resp_nobody"):
+        await client.responses.create(model="m", input="more", previous_response_id="resp_nobody")
 
 
 async def test_completions_take_lists_and_choices(client: AsyncOpenAI) -> None:

@@ -1,6 +1,7 @@
-"""The HTTP surface of one simulated engine.
+"""One simulated engine with its HTTP server.
 
-Owns: routes, streaming, adapters, the control endpoints under /sim. Refuses: deciding what is computed (`engine`).
+Owns: the server's life, faults, adapters, what an operator asks, the control endpoints under /sim. Refuses: deciding
+what is computed (`engine`), and what clients ask (`inference`).
 Trap: aiohttp tells a handler about a client that has gone only with `handler_cancellation`; without it the engine
 would go on computing for nobody, which is the very thing that callers test against.
 """
@@ -9,39 +10,25 @@ import asyncio
 import contextlib
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, Final
 
 import orjson
 from aiohttp import web
 
-from matrixinfer.enginesim.answers import embedding, embedding_base64, prompt_seed
 from matrixinfer.enginesim.config import SimConfig
-from matrixinfer.enginesim.engine import Ask, EngineStopped, Mailbox, SimEngine
+from matrixinfer.enginesim.engine import EngineStopped, SimEngine
 from matrixinfer.enginesim.faults import Fault, FaultBoard, FaultKind, faults_from
+from matrixinfer.enginesim.inference import FAULT, Inference, json_answer, tear_down
+from matrixinfer.enginesim.messages import message_error
 from matrixinfer.enginesim.metrics import EngineMetrics, Gauges
-from matrixinfer.enginesim.tokens import pieces, token_ids
-from matrixinfer.enginesim.wire import (
-    DONE,
-    BadRequest,
-    ChunkWriter,
-    Generation,
-    Usage,
-    answer_body,
-    chat_request,
-    chat_text,
-    completion_request,
-    embedding_request,
-    error_body,
-)
+from matrixinfer.enginesim.wire import BadRequest, error_body
 
 __all__ = ["Simulator"]
 
 _REMEMBERED: Final = 200
 _BODY_LIMIT: Final = 64 << 20
-_MID_STREAM: Final = (FaultKind.CUT, FaultKind.STALL)
-_FAULT: Final = web.RequestKey("fault", Fault)
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -59,8 +46,8 @@ class Simulator:
         self.metrics.observe_with(self._gauges)
         self.adapters: dict[str, str] = dict(config.adapters)
         self.requests: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED)
+        self.inference = Inference(config, self.engine, self.adapters, self.requests)
         self.url = ""
-        self._counter = 0
         self._created = int(time.time())
         self._tasks: contextlib.AsyncExitStack | None = None
         self._runner: web.AppRunner | None = None
@@ -84,6 +71,7 @@ class Simulator:
         self.url = f"http://{host}:{port}"
         self._tasks = contextlib.AsyncExitStack()
         await self._tasks.enter_async_context(_in_background(self.engine.run))
+        await self._tasks.enter_async_context(self.inference.background())
 
     async def stop(self, drain_seconds: float | None = None) -> bool:
         """Refuse new work, let streams finish within the deadline, close; True when nothing was cut off.
@@ -119,10 +107,7 @@ class Simulator:
                 web.get("/load", self._load),
                 web.get("/metrics", self._metrics),
                 web.get("/v1/models", self._models),
-                web.post("/v1/chat/completions", self._chat),
-                web.post("/v1/completions", self._completions),
-                web.post("/v1/embeddings", self._embeddings),
-                web.post("/tokenize", self._tokenize),
+                *self.inference.routes(),
                 web.post("/reset_prefix_cache", self._reset_prefix_cache),
                 web.get("/sim/state", self._state),
                 web.get("/sim/requests", self._requests),
@@ -154,7 +139,7 @@ class Simulator:
             return _error("EngineCore encountered an issue. See stack trace for the root cause.", status=500)
         fault = self.faults.take(path)
         if fault is not None:
-            request[_FAULT] = fault
+            request[FAULT] = fault
             refused = await _faulty(fault, request)
             if refused is not None:
                 return refused
@@ -164,6 +149,9 @@ class Simulator:
         try:
             response = await handler(request)
         except BadRequest as exc:
+            if request.path.startswith("/v1/messages"):
+                body = orjson.dumps(message_error(str(exc), status=exc.status))
+                return web.Response(body=body, status=exc.status, content_type="application/json")
             return _error(str(exc), status=exc.status, param=exc.param)
         except EngineStopped as exc:
             return _error(str(exc), status=500)
@@ -175,11 +163,11 @@ class Simulator:
         return web.Response()
 
     async def _version(self, _: web.Request) -> web.Response:
-        return _json({"version": "0.32.0+sim"})
+        return json_answer({"version": "0.32.0+sim"})
 
     async def _load(self, _: web.Request) -> web.Response:
         scheduler = self.engine.scheduler
-        return _json({"server_load": len(scheduler.running) + len(scheduler.waiting)})
+        return json_answer({"server_load": len(scheduler.running) + len(scheduler.waiting)})
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(
@@ -201,7 +189,7 @@ class Simulator:
         base = self.config.names[0]
         entries = [self._model_entry(name, self.config.model, None) for name in self.config.names]
         entries += [self._model_entry(name, path, base) for name, path in self.adapters.items()]
-        return _json({"object": "list", "data": entries})
+        return json_answer({"object": "list", "data": entries})
 
     def _model_entry(self, name: str, root: str, parent: str | None) -> dict[str, object]:
         limit = self.config.max_model_len if parent is None else None
@@ -215,149 +203,10 @@ class Simulator:
             "max_model_len": limit,
         }
 
-    # ---- what a client asks --------------------------------------------------------------------------------------
-
-    async def _chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, chat_request(await self._body(request)), chat=True)
-
-    async def _completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, completion_request(await self._body(request)), chat=False)
-
-    async def _generate(self, request: web.Request, wanted: Generation, *, chat: bool) -> web.StreamResponse:
-        model, adapter = self._resolved(wanted.model)
-        longest = max(map(len, wanted.prompts))
-        room = self._room(longest, wanted.limit)
-        limit = room if wanted.limit is None else min(wanted.limit, room)
-        asks = [
-            Ask(prompt, limit, self.config.names[0], adapter, wanted.seed + choice, wanted.minimum, wanted.ignore_eos)
-            for prompt in wanted.prompts
-            for choice in range(wanted.choices)
-        ]
-        request_id = self._request_id(request, "chatcmpl" if chat else "cmpl")
-        mailbox = self.engine.submit(asks)
-        # The prompt of a request counts once however many choices it has.
-        counted = sum(map(len, wanted.prompts))
-        try:
-            if wanted.stream:
-                writer = ChunkWriter(request_id=request_id, created=int(time.time()), model=model, chat=chat)
-                usage = counted if wanted.include_usage else None
-                return await self._stream(request, mailbox, writer, len(asks), usage)
-            texts, completion = await _collected(mailbox, len(asks))
-            usage_total = Usage(counted, completion, self._shown(mailbox.cached))
-            return _json(
-                answer_body(
-                    request_id=request_id,
-                    created=int(time.time()),
-                    model=model,
-                    chat=chat,
-                    texts=texts,
-                    usage=usage_total,
-                )
-            )
-        finally:
-            self.engine.abort(mailbox)
-
-    async def _stream(
-        self, request: web.Request, mailbox: Mailbox, writer: ChunkWriter, choices: int, usage: int | None
-    ) -> web.StreamResponse:
-        """Send tokens as they come: everything that is ready goes out in one write, one event per token."""
-        response = web.StreamResponse(
-            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
-        )
-        fault = request.get(_FAULT)
-        completion = 0
-        batch = await mailbox.take()
-        await response.prepare(request)
-        lead = writer.opening(choices)
-        # The client may vanish between two tokens; cancellation tells us, unless the write finds out first.
-        try:
-            while batch:
-                events = [writer.token(emission.index, emission.text, emission.finish) for emission in batch]
-                completion += len(events)
-                if fault is not None and fault.kind in _MID_STREAM and completion >= fault.after:
-                    await response.write(lead + b"".join(events[: fault.after - completion + len(events)]))
-                    return await _broken(fault, request, response)
-                await response.write(lead + b"".join(events))
-                lead = b""
-                batch = await mailbox.take()
-            tail = b"" if usage is None else writer.usage(Usage(usage, completion, self._shown(mailbox.cached)))
-            await response.write(tail + DONE)
-            await response.write_eof()
-        except (ConnectionResetError, EngineStopped):
-            _tear_down(request)
-        return response
-
-    async def _embeddings(self, request: web.Request) -> web.Response:
-        body = await self._body(request)
-        model, adapter = self._resolved(str(body.get("model", "")))
-        inputs, dimensions, as_base64 = embedding_request(body)
-        for tokens in inputs:
-            self._room(len(tokens), 0)
-        mailbox = self.engine.submit([Ask(tokens, 0, self.config.names[0], adapter) for tokens in inputs])
-        try:
-            await _collected(mailbox, len(inputs))
-        finally:
-            self.engine.abort(mailbox)
-        vectors = [embedding(prompt_seed(tokens, model), dimensions) for tokens in inputs]
-        data = [
-            {"object": "embedding", "index": index, "embedding": embedding_base64(vector) if as_base64 else vector}
-            for index, vector in enumerate(vectors)
-        ]
-        usage = Usage(sum(map(len, inputs)), 0).to_json()
-        return _json({"object": "list", "model": model, "data": data, "usage": usage})
-
-    async def _tokenize(self, request: web.Request) -> web.Response:
-        body = await self._body(request)
-        text = chat_text(body["messages"]) if "messages" in body else str(body.get("prompt", ""))
-        tokens = token_ids(text)
-        answer: dict[str, object] = {"count": len(tokens), "max_model_len": self.config.max_model_len, "tokens": tokens}
-        return _json(answer | {"token_strs": pieces(text) if body.get("return_token_strs") else None})
-
-    async def _body(self, request: web.Request) -> dict[str, Any]:
-        """The request as a JSON object, remembered for /sim/requests. Raises `BadRequest`."""
-        raw = await request.read()
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError as exc:
-            raise BadRequest(f"the body is not JSON: {exc}") from exc
-        if not isinstance(body, dict):
-            raise BadRequest("the body must be a JSON object")
-        self.requests.append(
-            {"path": request.path, "headers": {str(k): v for k, v in request.headers.items()}, "body": body}
-        )
-        return body
-
-    def _resolved(self, wanted: str) -> tuple[str, str]:
-        """The model name to answer with, and the adapter when it is one. Raises `BadRequest` (404)."""
-        if not wanted or wanted in self.config.names:
-            return wanted or self.config.names[0], ""
-        if wanted in self.adapters:
-            return wanted, wanted
-        raise BadRequest(f"The model `{wanted}` does not exist.", param="model", status=404)
-
-    def _room(self, prompt: int, limit: int | None) -> int:
-        """How many tokens may follow a prompt. Raises `BadRequest` when it or its answer cannot fit."""
-        room = self.config.max_model_len - prompt
-        if room < (0 if limit == 0 else 1) or not self.engine.scheduler.fits(prompt + max(limit or 0, 1)):
-            raise BadRequest(
-                f"This model's maximum context length is {self.config.max_model_len} tokens. However, your request "
-                f"has {prompt} input tokens. Please reduce the length of the input messages.",
-                param="input_tokens",
-            )
-        return room
-
-    def _request_id(self, request: web.Request, prefix: str) -> str:
-        self._counter += 1
-        own = request.headers.get("x-request-id")
-        return f"{prefix}-{own}" if own else f"{prefix}-sim{self.config.engine_id}-{self._counter:08d}"
-
-    def _shown(self, cached: int) -> int | None:
-        return cached if self.config.prompt_tokens_details else None
-
     # ---- adapters ------------------------------------------------------------------------------------------------
 
     async def _load_adapter(self, request: web.Request) -> web.Response:
-        body = await self._body(request)
+        body = await self.inference.body(request)
         name, path = body.get("lora_name"), body.get("lora_path")
         if not isinstance(name, str) or not name or not isinstance(path, str) or not path:
             raise BadRequest("Both 'lora_name' and 'lora_path' must be provided.")
@@ -370,7 +219,7 @@ class Simulator:
         return web.Response(text=f"Success: LoRA adapter '{name}' added successfully.")
 
     async def _unload_adapter(self, request: web.Request) -> web.Response:
-        name = (await self._body(request)).get("lora_name")
+        name = (await self.inference.body(request)).get("lora_name")
         if name not in self.adapters:
             raise BadRequest(f"The lora adapter '{name}' cannot be found.", status=404)
         del self.adapters[name]
@@ -385,7 +234,7 @@ class Simulator:
 
     async def _state(self, _: web.Request) -> web.Response:
         scheduler = self.engine.scheduler
-        return _json(
+        return json_answer(
             {
                 "engine_id": self.config.engine_id,
                 "running": len(scheduler.running),
@@ -402,7 +251,7 @@ class Simulator:
         )
 
     async def _requests(self, _: web.Request) -> web.Response:
-        return _json({"requests": list(self.requests)})
+        return json_answer({"requests": list(self.requests)})
 
     async def _add_faults(self, request: web.Request) -> web.Response:
         try:
@@ -410,21 +259,21 @@ class Simulator:
         except ValueError as exc:
             raise BadRequest(str(exc)) from exc
         self._apply_pace()
-        return _json({"faults": self.faults.listing()})
+        return json_answer({"faults": self.faults.listing()})
 
     async def _clear_faults(self, _: web.Request) -> web.Response:
         self.faults.clear()
         self._apply_pace()
-        return _json({"faults": []})
+        return json_answer({"faults": []})
 
     async def _set_pace(self, request: web.Request) -> web.Response:
-        body = await self._body(request)
+        body = await self.inference.body(request)
         rates = {key: float(value) for key, value in body.items() if key.endswith("_tokens_per_second")}
         try:
             self.engine.pace = replace(self.engine.pace, **rates)
         except TypeError as exc:
             raise BadRequest(f"unknown rate: {exc}") from exc
-        return _json(rates)
+        return json_answer(rates)
 
     def _apply_pace(self) -> None:
         slow = self.faults.state(FaultKind.SLOW)
@@ -452,7 +301,7 @@ async def _faulty(fault: Fault, request: web.Request) -> web.Response | None:
         case FaultKind.ERROR:
             return _error("this error was asked for", status=fault.status)
         case FaultKind.REFUSE:
-            _tear_down(request)
+            tear_down(request)
             return web.Response(status=500)
         case FaultKind.HANG:
             await asyncio.Event().wait()
@@ -461,38 +310,6 @@ async def _faulty(fault: Fault, request: web.Request) -> web.Response | None:
         case _:
             pass
     return None
-
-
-async def _broken(fault: Fault, request: web.Request, response: web.StreamResponse) -> web.StreamResponse:
-    """End a stream badly: cut the connection, or stay silent for as long as the client bears it."""
-    if fault.kind is FaultKind.STALL:
-        await asyncio.Event().wait()
-    # What has been written leaves before the connection does.
-    await asyncio.sleep(0)
-    _tear_down(request)
-    return response
-
-
-def _tear_down(request: web.Request) -> None:
-    if request.transport is not None:
-        request.transport.abort()
-
-
-async def _collected(mailbox: Mailbox, choices: int) -> tuple[Sequence[tuple[str, str]], int]:
-    """All choices as (text, finish reason), and the number of tokens."""
-    texts: list[list[str]] = [[] for _ in range(choices)]
-    reasons = ["stop"] * choices
-    while batch := await mailbox.take():
-        for emission in batch:
-            texts[emission.index].append(emission.text)
-            if emission.finish is not None:
-                reasons[emission.index] = emission.finish
-    completion = sum(map(len, texts))
-    return [("".join(parts), reason) for parts, reason in zip(texts, reasons, strict=True)], completion
-
-
-def _json(value: object) -> web.Response:
-    return web.Response(body=orjson.dumps(value), content_type="application/json")
 
 
 def _error(message: str, *, status: int, param: str | None = None) -> web.Response:

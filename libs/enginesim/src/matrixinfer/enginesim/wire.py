@@ -1,33 +1,27 @@
-"""OpenAI's wire forms: reading requests, writing answers, chunks and errors. Pure.
+"""OpenAI's wire forms: reading requests, and the objects that all answers share. Pure."""
 
-Trap: a chunk is made of bytes prepared once per request with only the text encoded per token; that is what lets one
-process send thousands of chunks a second.
-"""
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
-
-import orjson
+from typing import Any
 
 from matrixinfer.enginesim.tokens import token_ids
 
 __all__ = [
-    "DONE",
     "BadRequest",
-    "ChunkWriter",
     "Generation",
     "Usage",
-    "answer_body",
     "chat_request",
     "chat_text",
     "completion_request",
+    "content_text",
     "embedding_request",
     "error_body",
+    "generation",
+    "model_of",
     "prompt_tokens_of",
+    "wanted_tool",
+    "whole_number",
 ]
-
-DONE: Final = b"data: [DONE]\n\n"
 
 
 class BadRequest(Exception):
@@ -81,12 +75,12 @@ def chat_text(messages: object) -> str:
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
             raise BadRequest("each message must be an object with a role", param="messages")
-        parts.append(f"<|im_start|>{message['role']}\n{_content(message.get('content'))}<|im_end|>\n")
+        parts.append(f"<|im_start|>{message['role']}\n{content_text(message.get('content'))}<|im_end|>\n")
     return "".join(parts) + "<|im_start|>assistant\n"
 
 
-def _content(content: object) -> str:
-    """Message content: text, or the text parts of a list."""
+def content_text(content: object) -> str:
+    """Message content: text, or the text parts of a list, joined."""
     if isinstance(content, list):
         return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
     return "" if content is None else str(content)
@@ -96,19 +90,19 @@ def chat_request(body: Mapping[str, Any]) -> Generation:
     """Read a chat completion request. Raises `BadRequest`."""
     prompt = tuple(token_ids(chat_text(body.get("messages"))))
     limit = body.get("max_completion_tokens")
-    return _generation(body, (prompt,), limit if limit is not None else body.get("max_tokens"))
+    return generation(body, (prompt,), limit if limit is not None else body.get("max_tokens"))
 
 
 def completion_request(body: Mapping[str, Any]) -> Generation:
     """Read a completion request; without `max_tokens` it is 16, as OpenAI says. Raises `BadRequest`."""
     limit = body.get("max_tokens")
-    return _generation(body, prompt_tokens_of(body.get("prompt"), "prompt"), 16 if limit is None else limit)
+    return generation(body, prompt_tokens_of(body.get("prompt"), "prompt"), 16 if limit is None else limit)
 
 
 def embedding_request(body: Mapping[str, Any]) -> tuple[tuple[tuple[int, ...], ...], int, bool]:
     """Inputs, dimensions, and whether vectors go out as base64. Raises `BadRequest`."""
     inputs = prompt_tokens_of(body.get("input"), "input")
-    dimensions = _whole(body, "dimensions", 64, low=1, high=4096)
+    dimensions = whole_number(body, "dimensions", 64, low=1, high=4096)
     encoding = body.get("encoding_format", "float")
     if encoding not in ("float", "base64"):
         raise BadRequest("encoding_format must be float or base64", param="encoding_format")
@@ -134,7 +128,8 @@ def _sequence(item: object, param: str) -> tuple[int, ...]:
     raise BadRequest(f"{param} must be text, token ids, or a non-empty array of them", param=param)
 
 
-def _generation(body: Mapping[str, Any], prompts: tuple[tuple[int, ...], ...], limit: object) -> Generation:
+def generation(body: Mapping[str, Any], prompts: tuple[tuple[int, ...], ...], limit: object) -> Generation:
+    """Read what all generating requests have in common. Raises `BadRequest`."""
     stream = body.get("stream") or False
     options = body.get("stream_options") or {}
     if not isinstance(stream, bool) or not isinstance(options, dict):
@@ -144,26 +139,38 @@ def _generation(body: Mapping[str, Any], prompts: tuple[tuple[int, ...], ...], l
     if limit is not None and (type(limit) is not int or limit < 1):
         raise BadRequest(f"max_tokens must be at least 1, got {limit}.", param="max_tokens")
     return Generation(
-        model=_model(body),
+        model=model_of(body),
         prompts=prompts,
-        choices=_whole(body, "n", 1, low=1, high=64),
+        choices=whole_number(body, "n", 1, low=1, high=64),
         limit=limit,
-        minimum=_whole(body, "min_tokens", 0, low=0, high=1 << 31),
+        minimum=whole_number(body, "min_tokens", 0, low=0, high=1 << 31),
         stream=stream,
         include_usage=bool(options.get("include_usage")),
         ignore_eos=bool(body.get("ignore_eos")),
-        seed=_whole(body, "seed", 0, low=-(1 << 63), high=(1 << 63) - 1),
+        seed=whole_number(body, "seed", 0, low=-(1 << 63), high=(1 << 63) - 1),
     )
 
 
-def _model(body: Mapping[str, Any]) -> str:
+def wanted_tool(body: Mapping[str, Any]) -> str:
+    """The function that must be called, as `tool_choice` says in any of the APIs; empty when text will do."""
+    choice, tools = body.get("tool_choice"), body.get("tools") or []
+    if isinstance(choice, dict) and choice.get("type") in ("function", "tool"):
+        return str(choice.get("name") or choice.get("function", {}).get("name", ""))
+    if tools and (choice == "required" or (isinstance(choice, dict) and choice.get("type") == "any")):
+        return str(tools[0].get("name") or tools[0].get("function", {}).get("name", ""))
+    return ""
+
+
+def model_of(body: Mapping[str, Any]) -> str:
+    """The model asked for; empty when the request leaves it out. Raises `BadRequest`."""
     model = body.get("model", "")
     if not isinstance(model, str):
         raise BadRequest("model must be text", param="model")
     return model
 
 
-def _whole(body: Mapping[str, Any], key: str, default: int, *, low: int, high: int) -> int:
+def whole_number(body: Mapping[str, Any], key: str, default: int, *, low: int, high: int) -> int:
+    """A member that is a whole number within bounds. Raises `BadRequest`."""
     value = body.get(key)
     if value is None:
         return default
@@ -178,56 +185,3 @@ def error_body(message: str, *, status: int, param: str | None = None) -> dict[s
     return {
         "error": {"message": message, "type": kinds.get(status, "InternalServerError"), "param": param, "code": status}
     }
-
-
-class ChunkWriter:
-    """Makes the server-sent events of one request."""
-
-    def __init__(self, *, request_id: str, created: int, model: str, chat: bool) -> None:
-        self._chat = chat
-        kind = "chat.completion.chunk" if chat else "text_completion"
-        head = orjson.dumps({"id": request_id, "object": kind, "created": created, "model": model})
-        self._head = b"data: " + head[:-1]
-        self._text = b'"delta":{"content":' if chat else b'"text":'
-        self._after_text = b"}" if chat else b""
-
-    def opening(self, choices: int) -> bytes:
-        """Chat streams begin with a chunk per choice that names the role."""
-        if not self._chat:
-            return b""
-        return b"".join(
-            self._event(index, b'"delta":{"role":"assistant","content":""}', b"null") for index in range(choices)
-        )
-
-    def token(self, index: int, text: str, finish: str | None) -> bytes:
-        """One token; chat streams tell the end in a chunk of its own, completions with the last token."""
-        words = self._text + orjson.dumps(text) + self._after_text
-        reason = b"null" if finish is None else b'"' + finish.encode() + b'"'
-        if self._chat and finish is not None:
-            return self._event(index, words, b"null") + self._event(index, b'"delta":{}', reason)
-        return self._event(index, words, reason)
-
-    def usage(self, usage: Usage) -> bytes:
-        """The chunk without choices that carries the token counts."""
-        return self._head + b',"choices":[],"usage":' + orjson.dumps(usage.to_json()) + b"}\n\n"
-
-    def _event(self, index: int, words: bytes, reason: bytes) -> bytes:
-        return b'%b,"choices":[{"index":%d,%b,"logprobs":null,"finish_reason":%b}]}\n\n' % (
-            self._head,
-            index,
-            words,
-            reason,
-        )
-
-
-def answer_body(
-    *, request_id: str, created: int, model: str, chat: bool, texts: Sequence[tuple[str, str]], usage: Usage
-) -> dict[str, object]:
-    """The whole answer of a request that did not stream; `texts` holds text and finish reason per choice."""
-    choices: list[dict[str, object]] = []
-    for index, (text, finish) in enumerate(texts):
-        content: dict[str, object] = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
-        choices.append({"index": index, **content, "logprobs": None, "finish_reason": finish})
-    kind = "chat.completion" if chat else "text_completion"
-    head: dict[str, object] = {"id": request_id, "object": kind, "created": created, "model": model}
-    return head | {"choices": choices, "usage": usage.to_json()}

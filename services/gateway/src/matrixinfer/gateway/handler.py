@@ -26,7 +26,7 @@ from matrixinfer.gateway.core.table import Table
 from matrixinfer.gateway.core.types import Snapshot
 from matrixinfer.gateway.errors import GatewayError
 from matrixinfer.gateway.ledger import Ledger
-from matrixinfer.gateway.models import model_page, models_page
+from matrixinfer.gateway.models import ModelPages
 from matrixinfer.gateway.stats import UNKNOWN_MODEL, Stats
 from matrixinfer.gateway.terms import Terms, TrafficDefaults, terms
 from matrixinfer.gateway.trace import Trace
@@ -88,8 +88,7 @@ class Handler:
         table = Table(snapshot)
         # Everything that is read per request is derived here, once per revision.
         self._chooser = Chooser(table, self._board, self._clock)
-        self._models = models_page(table.listings)
-        self._by_name = {listing.name: listing for listing in table.listings}
+        self._models = ModelPages(table.listings)
         self._stats.expect(table.series_keys())
         self._budgets.keep(snapshot.servers)
         self._attempts.end_those_of(table.gone)
@@ -158,14 +157,16 @@ class Handler:
 
     def _answer_locally(self, exchange: Exchange, trace: Trace, kind: Surface) -> None:
         status, body = 200, b'{"message":"ok"}'
+        # The one thing that every client of Anthropic's sends and no other does.
+        anthropic = exchange.request.header(b"anthropic-version") is not None
         if kind is Surface.MODELS:
-            body = self._models
+            body = self._models.all(anthropic=anthropic)
         elif kind is Surface.MODEL:
             name = listed_model(exchange.request.path)
-            listing = self._by_name.get(name)
-            if listing is None:
+            found = self._models.one(name, anthropic=anthropic)
+            if found is None:
                 raise errors.model_not_found(name)
-            body = model_page(listing)
+            body = found
         elif kind is Surface.READY and (self.draining or not self.revision):
             status, body = 503, b'{"message":"not ready"}'
         trace.status, trace.outcome = status, "ok"
