@@ -22,6 +22,7 @@ from matrixinfer.gateway.fleet import Fleet, listeners
 from matrixinfer.gateway.ipc import Configure
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.metrics import Traffic
+from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.inlet import InletLimits
 from matrixinfer.gateway.wire.pool import PoolLimits
@@ -51,6 +52,7 @@ class World:
         self.sockets = listeners("127.0.0.1", 0, 2)
         self.port = self.sockets[0].getsockname()[1]
         self.board_fd = LoadBoard.create(2, 64)
+        self.prefix_fd = PrefixIndex.create(workers=2, capacity=64, table_bytes=1 << 16)
         self.ledger_fd = Ledger.create(2, 64)
         self.traffic = Traffic(CollectorRegistry())
 
@@ -60,6 +62,8 @@ class World:
             listeners=self.sockets,
             board_fd=self.board_fd,
             slots=64,
+            prefix_fd=self.prefix_fd,
+            prefix_bytes=1 << 16,
             ledger_fd=self.ledger_fd,
             ledger_entries=64,
             config=config,
@@ -119,6 +123,7 @@ async def world() -> AsyncIterator[World]:
         made.running.cancel()
         made.engine.close()
     os.close(made.board_fd)
+    os.close(made.prefix_fd)
     os.close(made.ledger_fd)
 
 

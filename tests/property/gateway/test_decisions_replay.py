@@ -45,7 +45,6 @@ def views(draw: st.DrawFn) -> View:
         draw(st.dictionaries(positions, counts, max_size=5)) if size else {},
         draw(st.one_of(st.none(), st.frozensets(positions, max_size=5))) if size else None,
         draw(counts),
-        draw(counts),
         draw(uids),
         draw(uids),
         draw(st.one_of(st.none(), st.integers(1, 50_000))),

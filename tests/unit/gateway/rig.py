@@ -24,6 +24,7 @@ from matrixinfer.gateway.core.types import (
 )
 from matrixinfer.gateway.handler import Handler
 from matrixinfer.gateway.ledger import Ledger
+from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.inlet import Answerer, InletLimits
@@ -206,6 +207,13 @@ class Rig:
         self.recorded = asyncio.Event()
         self.stats = Stats()
         self.board = LoadBoard(LoadBoard.create(1, 64), 1, 64)
+        self.prefixes = PrefixIndex(
+            PrefixIndex.create(workers=1, capacity=64, table_bytes=1 << 16),
+            worker=0,
+            workers=1,
+            capacity=64,
+            table_bytes=1 << 16,
+        )
         self.ledger = Ledger(Ledger.create(1, 64), 1, 64)
         self.limits = InletLimits()
         self.pool_limits = PoolLimits()
@@ -249,6 +257,7 @@ class Rig:
             pool=self.pool,
             board=self.board,
             row=self.board.row(0),
+            prefixes=self.prefixes,
             ledger=self.ledger,
             stats=self.stats,
             access=self,  # type: ignore[arg-type]
@@ -275,7 +284,7 @@ class Rig:
         """Route model `m` (and adapter `lora`) to the engines."""
         self.revision += 1
         endpoints = tuple(
-            Endpoint(i, f"pod-{i}", f"uid-{i}", e.address, e.port, EndpointState.READY)
+            Endpoint(i, f"pod-{i}", f"uid-{i}", e.address, e.port, EndpointState.READY, mark=i)
             for i, e in enumerate(self.engines)
             if e not in without
         )

@@ -29,6 +29,11 @@ class DecisionRecord(msgspec.Struct, omit_defaults=True):
     tied: int
     score: float
     removed: dict[str, int] = {}
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    """Estimates, of the prompt and of what of it the pod has in its cache."""
+    rung: str = ""
+    """What was left out for lack of time, when anything was."""
 
 
 class AccessRecord(msgspec.Struct, omit_defaults=True):

@@ -17,6 +17,7 @@ from matrixinfer.gateway.fleet import Fleet, listeners, worker_count
 from matrixinfer.gateway.ipc import Configure
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.metrics import Traffic
+from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.reconcilers import FIELD_MANAGER
 from matrixinfer.gateway.settings import GatewaySettings
 from matrixinfer.gateway.statuswriter import StatusWriter
@@ -49,6 +50,10 @@ async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
         listeners=sockets,
         board_fd=LoadBoard.create(count, settings.endpoint_slots),
         slots=settings.endpoint_slots,
+        prefix_fd=PrefixIndex.create(
+            workers=count, capacity=settings.endpoint_slots, table_bytes=settings.prefix_table_bytes
+        ),
+        prefix_bytes=settings.prefix_table_bytes,
         ledger_fd=Ledger.create(count, settings.ledger_entries),
         ledger_entries=settings.ledger_entries,
         config=_configuration(settings),

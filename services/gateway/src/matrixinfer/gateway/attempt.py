@@ -14,7 +14,6 @@ from matrixinfer.gateway.board import LoadRow
 from matrixinfer.gateway.choosing import Choice
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, with_form_model
 from matrixinfer.gateway.core.hiddenusage import HiddenUsage, with_usage
-from matrixinfer.gateway.core.load import burden
 from matrixinfer.gateway.core.objects import IdFinder, keeper
 from matrixinfer.gateway.core.retry import Failure
 from matrixinfer.gateway.core.splice import with_model
@@ -87,7 +86,7 @@ class Attempts:
     async def run(self, exchange: Exchange, trace: Trace, choice: Choice, terms: Terms) -> Outcome:
         """Ask one endpoint. The request is counted in from this very moment until its answer has ended."""
         endpoint = choice.endpoint
-        claim = self._row.enter(endpoint.slot, burden(len(exchange.request.body)))
+        claim = self._row.enter(endpoint.slot, choice.burden)
         try:
             trace.hides_usage = self._asks_for_usage and _may_ask_for_usage(exchange.request, choice.server, trace)
             outcome = await self._over(Peer.of(endpoint), exchange, trace, choice, terms, pooled=True)

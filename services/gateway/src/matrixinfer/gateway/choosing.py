@@ -6,21 +6,25 @@ nothing changes while a request is being placed.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 from matrixinfer.gateway import errors
 from matrixinfer.gateway.access import DecisionRecord
 from matrixinfer.gateway.board import LoadBoard
+from matrixinfer.gateway.core.load import Burden
 from matrixinfer.gateway.core.match import Ask
 from matrixinfer.gateway.core.objects import Keeper
-from matrixinfer.gateway.core.schedule.framework import Decision, Refused, View, decide
-from matrixinfer.gateway.core.schedule.profiles import profile_of
+from matrixinfer.gateway.core.prompt import Prompt
+from matrixinfer.gateway.core.schedule.framework import Refused
+from matrixinfer.gateway.core.schedule.record import Recorded
+from matrixinfer.gateway.core.schedule.rung import Rung
 from matrixinfer.gateway.core.split import choose_target, draw
 from matrixinfer.gateway.core.table import Pool, RouteEntry, Table
 from matrixinfer.gateway.core.types import Endpoint, Rule, Server, Target, TrafficPolicy
+from matrixinfer.gateway.placing import Placement, Placer
+from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.trace import Trace
 
-__all__ = ["Choice", "Chooser"]
+__all__ = ["Choice", "Chooser", "Load"]
 
 _NO_POLICY = TrafficPolicy()
 
@@ -35,18 +39,36 @@ class Choice:
     """What the engine shall read as the model; None leaves what the client wrote."""
     server: Server
     endpoint: Endpoint
+    burden: Burden
+    placement: Placement | None = None
+    """How it was decided on; None where there was nothing to decide."""
+
+    def undo(self) -> None:
+        """The endpoint did not get the request."""
+        if self.placement is not None:
+            self.placement.undo()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a request weighs, read once before it is placed: its body in bytes, its prompt as far as it is known."""
+
+    size: int
+    prompt: Prompt
 
 
 class Chooser:
     """Chooses by one table; a new table comes with a new chooser."""
 
-    def __init__(self, table: Table, board: LoadBoard, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, table: Table, board: LoadBoard, prefixes: PrefixIndex | None, clock: Callable[[], float]
+    ) -> None:
         self.table = table
         self._board = board
+        self._prefixes = prefixes
         self._clock = clock
         # Everything that is read per request is derived here, once per revision.
-        self._readers = {id(pool): board.reader(pool.slots) for pool in table.pools}
-        self._profiles = {id(pool): profile_of(pool.server.plugins) for pool in table.pools}
+        self._placers = {id(pool): self._placer(pool) for pool in table.pools}
 
     def entry(self, trace: Trace) -> RouteEntry:
         """Return the route that owns the model asked for. Raises GatewayError."""
@@ -63,10 +85,18 @@ class Chooser:
         at, position = places[0]
         server = self.table.pools[at].server
         trace.server, trace.endpoint = server, server.endpoints[position]
-        return Choice(_NO_POLICY, None, server, server.endpoints[position])
+        return Choice(_NO_POLICY, None, server, server.endpoints[position], Burden(0))
 
     def choose(
-        self, entry: RouteEntry, ask: Ask, trace: Trace, tried: frozenset[str], kept_by: Keeper | None = None
+        self,
+        entry: RouteEntry,
+        ask: Ask,
+        trace: Trace,
+        load: Load,
+        *,
+        tried: frozenset[str] = frozenset(),
+        kept_by: Keeper | None = None,
+        rung: Rung = Rung.FULL,
     ) -> Choice:
         """Return where the next attempt goes, and note it in `trace`. Raises GatewayError.
 
@@ -78,13 +108,25 @@ class Chooser:
         pool, target = self._kept(rule, kept_by, tried) or self._target(rule, trace.request_id, tried)
         if pool is None or target is None:
             raise errors.no_endpoints(ask.model)
-        decision = self._schedule(pool, trace.request_id, tried)
-        if isinstance(decision, Refused):
+        # A pool that was narrowed to one endpoint is made for this request.
+        placer = self._placers.get(id(pool)) or self._placer(pool)
+        placed = placer.place(
+            trace.request_id,
+            load.prompt,
+            load.size,
+            model=(entry.route.model or "") if entry.is_adapter else ask.model,
+            adapter=ask.model if entry.is_adapter else "",
+            tried=tried,
+            rung=rung,
+        )
+        if isinstance(placed, Refused):
             raise errors.overloaded(ask.model)
-        trace.server, trace.endpoint = pool.server, decision.endpoint
-        trace.decision = _record(self.table.revision, rule, target, decision)
+        endpoint, revision = placed.endpoint, self.table.revision
+        trace.server, trace.endpoint = pool.server, endpoint
+        trace.decision = _record(revision, rule, target, placed, rung)
+        trace.recorded = Recorded.of(trace.request_id, revision, placed.profile, placed.view, rung)
         renamed = None if entry.is_adapter or pool.server.model == ask.model else pool.server.model
-        return Choice(entry.route.policy, renamed, pool.server, decision.endpoint)
+        return Choice(entry.route.policy, renamed, pool.server, endpoint, placed.burden, placed)
 
     def is_offered(self, choice: Choice) -> bool:
         """Whether the endpoint of a choice still takes new requests."""
@@ -112,22 +154,12 @@ class Chooser:
         target = target or choose_target(rule, number, table.can_serve)
         return (None, None) if target is None else (table.pool(target), target)
 
-    def _schedule(self, pool: Pool, request_id: str, tried: frozenset[str]) -> Decision | Refused:
-        reader = self._readers.get(id(pool)) or self._board.reader(pool.slots)
-        loads = reader.loads()
-        view = View(
-            pool.candidates,
-            loads.requests,
-            loads.prefill_tokens,
-            loads.decode_tokens,
-            reader.engines(self._clock()),
-            tried=tried,
-            limit=pool.server.policy.max_in_flight_per_endpoint,
-        )
-        return decide(profile_of(pool.server.plugins), view, partial(draw, request_id))
+    def _placer(self, pool: Pool) -> Placer:
+        return Placer(pool, self._board, self._prefixes, self._clock)
 
 
-def _record(revision: int, rule: Rule, target: Target, decision: Decision) -> DecisionRecord:
+def _record(revision: int, rule: Rule, target: Target, placed: Placement, rung: Rung) -> DecisionRecord:
+    decision = placed.decision
     best = max(decision.scores)
     return DecisionRecord(
         revision,
@@ -137,4 +169,7 @@ def _record(revision: int, rule: Rule, target: Target, decision: Decision) -> De
         decision.scores.count(best),
         round(best, 4),
         {removal.filter: len(removal.positions) for removal in decision.removals},
+        placed.view.prompt_tokens,
+        placed.view.cached_tokens.get(decision.position, 0),
+        rung.label if rung else "",
     )

@@ -81,6 +81,8 @@ class Fleet:
         listeners: Sequence[socket.socket],
         board_fd: int,
         slots: int,
+        prefix_fd: int,
+        prefix_bytes: int,
         ledger_fd: int,
         ledger_entries: int,
         config: Configure,
@@ -92,6 +94,8 @@ class Fleet:
         self._listeners = listeners
         self._board_fd = board_fd
         self._slots = slots
+        self._prefix_fd = prefix_fd
+        self._prefix_bytes = prefix_bytes
         self._ledger_fd = ledger_fd
         self._ledger_entries = ledger_entries
         self._board = LoadBoard(board_fd, len(listeners), slots)
@@ -178,6 +182,8 @@ class Fleet:
             "index": index,
             "workers": len(self._listeners),
             "slots": self._slots,
+            "prefix-fd": self._prefix_fd,
+            "prefix-bytes": self._prefix_bytes,
             "ledger-fd": self._ledger_fd,
             "ledger-entries": self._ledger_entries,
         }
@@ -188,7 +194,7 @@ class Fleet:
                 "matrixinfer.gateway.worker",
                 *(part for name, value in options.items() for part in (f"--{name}", str(value))),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listener.fileno(), self._board_fd, self._ledger_fd),
+                pass_fds=(theirs.fileno(), listener.fileno(), self._board_fd, self._prefix_fd, self._ledger_fd),
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         member = self._members[index] = _Member(index, process, reader, writer)

@@ -14,19 +14,22 @@ from matrixinfer.gateway import errors
 from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.attempt import Attempts
 from matrixinfer.gateway.board import LoadBoard, LoadRow
-from matrixinfer.gateway.choosing import Choice, Chooser
+from matrixinfer.gateway.choosing import Choice, Chooser, Load
 from matrixinfer.gateway.core.budget import Budgets
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, peek_form
 from matrixinfer.gateway.core.match import Ask
 from matrixinfer.gateway.core.objects import Keeper
 from matrixinfer.gateway.core.peek import BodyError, Peek, peek
+from matrixinfer.gateway.core.prompt import NOTHING, is_generation, read_prompt
 from matrixinfer.gateway.core.retry import Failure, RetryPolicy, may_retry, status_is_transient
+from matrixinfer.gateway.core.schedule.rung import Rung
 from matrixinfer.gateway.core.surface import Surface, allowed_methods, listed_model, stored_object, surface
 from matrixinfer.gateway.core.table import Table
 from matrixinfer.gateway.core.types import Snapshot
 from matrixinfer.gateway.errors import GatewayError
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.models import ModelPages
+from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.stats import UNKNOWN_MODEL, Stats
 from matrixinfer.gateway.terms import Terms, TrafficDefaults, terms
 from matrixinfer.gateway.trace import Trace
@@ -42,6 +45,8 @@ log = get_logger("handler")
 _JSON = (b"content-type", b"application/json")
 _NO_RETRY = RetryPolicy(0, 0.0)
 _CLIENT_GONE_STATUS = 499
+_PROMPT_LIMIT_BYTES = 8 * 2**20
+"""Reading the prompt of a larger body would hold up everybody else."""
 _REQUEST_ID_LIMIT = 128
 
 
@@ -55,6 +60,7 @@ class Handler:
         pool: UpstreamPool,
         board: LoadBoard,
         row: LoadRow,
+        prefixes: PrefixIndex,
         ledger: Ledger,
         stats: Stats,
         access: AccessLog,
@@ -66,6 +72,7 @@ class Handler:
     ) -> None:
         self._worker = worker
         self._board = board
+        self._prefixes = prefixes
         self._ledger = ledger
         self._stats = stats
         self._unrouted = stats.series(UNKNOWN_MODEL, UNKNOWN_MODEL)
@@ -79,6 +86,8 @@ class Handler:
             pool=pool, row=row, page=ledger.page(worker), clock=clock, asks_for_usage=asks_for_usage
         )
         self._budgets = Budgets(defaults.retry_budget)
+        self.rung = Rung.FULL
+        """How much of scheduling there is time for; set by whoever measures."""
         self.draining = False
         """Set to answer /readyz with 503."""
         self.install(Snapshot(0))
@@ -87,7 +96,7 @@ class Handler:
         """Route by `snapshot` from now on, and end what waits for pods that are gone."""
         table = Table(snapshot)
         # Everything that is read per request is derived here, once per revision.
-        self._chooser = Chooser(table, self._board, self._clock)
+        self._chooser = Chooser(table, self._board, self._prefixes, self._clock)
         self._models = ModelPages(table.listings)
         self._stats.expect(table.series_keys())
         self._budgets.keep(snapshot.servers)
@@ -195,16 +204,19 @@ class Handler:
         trace.model, trace.stream, trace.has_stream_options = wanted.model, wanted.stream, wanted.has_stream_options
         ask = Ask(wanted.model, request.path.decode(errors="replace"), _header_texts(request.headers))
         kept_by = self._ledger.find(wanted.previous) if wanted.previous else None
+        load = self._load(request)
         tried: set[str] = set()
         began = asyncio.get_running_loop().time()
         while True:
-            choice = self._choose(ask, trace, frozenset(tried), kept_by)
+            choice = self._choose(ask, trace, load, frozenset(tried), kept_by)
             if not tried:
                 self._budgets.of(choice.server).request(self._clock())
             agreed = terms(choice.policy, choice.server.policy, self._defaults, began)
             outcome = await self._attempts.run(exchange, trace, choice, agreed)
             if outcome.failure is None:
                 return
+            if outcome.untouched or outcome.failure is Failure.ENDPOINT_GONE:
+                choice.undo()
             trace.failures.append(f"{choice.endpoint.pod}: {outcome.failure.value} {outcome.detail}".rstrip())
             if not self._shall_retry(exchange, outcome, trace, agreed) or not self._can_afford(choice, trace):
                 self._end_badly(exchange, trace, outcome)
@@ -214,7 +226,13 @@ class Handler:
             trace.series.retry(outcome.failure.value)
             await self._pause(trace, agreed.retry.interval_seconds)
 
-    def _choose(self, ask: Ask, trace: Trace, tried: frozenset[str], kept_by: Keeper | None) -> Choice:
+    def _load(self, request: Request) -> Load:
+        """Read the prompt, where the path has one that engines keep and there is time for it."""
+        body = request.body
+        reads = self.rung <= Rung.SHORT_PREFIX and len(body) <= _PROMPT_LIMIT_BYTES and is_generation(request.path)
+        return Load(len(body), read_prompt(body) if reads else NOTHING)
+
+    def _choose(self, ask: Ask, trace: Trace, load: Load, tried: frozenset[str], kept_by: Keeper | None) -> Choice:
         """Route and schedule by the newest table."""
         chooser = self._chooser
         entry = chooser.entry(trace)
@@ -222,7 +240,7 @@ class Handler:
             trace.routed, trace.route = True, f"{entry.route.namespace}/{entry.route.name}"
             trace.lobby = trace.series = self._stats.series(trace.model, trace.route)
             trace.lobby.begin()
-        choice = chooser.choose(entry, ask, trace, tried, kept_by)
+        choice = chooser.choose(entry, ask, trace, load, tried=tried, kept_by=kept_by, rung=self.rung)
         trace.series = self._stats.series(trace.model, trace.route, choice.server.name)
         return choice
 

@@ -110,7 +110,6 @@ class Placer:
             self._cached(found, engines, prompt) if found else {},
             frozenset(self._positions[mark] for mark in at_adapter) if adapter else None,
             prompt.tokens,
-            0,
             tried,
             ejected,
             pool.server.policy.max_in_flight_per_endpoint,

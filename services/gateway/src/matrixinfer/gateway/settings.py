@@ -26,6 +26,12 @@ class GatewaySettings(ServiceSettings):
     workers: int = Field(0, ge=0, le=64, description="Worker processes; 0 means one for each CPU.")
     watch_namespace: str = Field("", description="Route only what lies in this namespace; empty means all.")
     endpoint_slots: int = Field(16384, ge=16, le=1_000_000, description="Most pods that can be routed to at a time.")
+    prefix_index_bytes: int = Field(
+        16 * 2**20,
+        ge=64 * 2**10,
+        le=2**30,
+        description="Memory for which pod was sent which prompt, 8 bytes a block of text; down to a power of two.",
+    )
     ledger_entries: int = Field(
         65536, ge=64, multiple_of=8, description="Stored responses of which one worker remembers the endpoint."
     )
@@ -69,6 +75,11 @@ class GatewaySettings(ServiceSettings):
         if self.settle_seconds >= self.drain_seconds > 0:
             raise ValueError("settle_seconds must be less than drain_seconds, or no stream gets time to finish")
         return self
+
+    @property
+    def prefix_table_bytes(self) -> int:
+        """The size of the prefix index as its table has it."""
+        return int(1 << (self.prefix_index_bytes.bit_length() - 1))
 
     @property
     def inlet_limits(self) -> InletLimits:

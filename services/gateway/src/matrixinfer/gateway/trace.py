@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from matrixinfer.gateway.access import AccessRecord, DecisionRecord
+from matrixinfer.gateway.core.schedule.record import Recorded
 from matrixinfer.gateway.core.types import Endpoint, Server
 from matrixinfer.gateway.core.usage import Usage
 from matrixinfer.gateway.stats import Series
@@ -32,6 +33,8 @@ class Trace:
     server: Server | None = None
     endpoint: Endpoint | None = None
     decision: DecisionRecord | None = None
+    recorded: Recorded | None = None
+    """The newest decision, to be replayed and explained."""
     retries: int = 0
     stale: int = 0
     failures: list[str] = field(default_factory=list)

@@ -13,12 +13,14 @@ import signal
 import socket
 import ssl
 import sys
+import time
 import uuid
 
 import uvloop
 
 from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.board import LoadBoard
+from matrixinfer.gateway.core.schedule.rung import Ladder, next_ladder
 from matrixinfer.gateway.core.types import Snapshot
 from matrixinfer.gateway.handler import Handler
 from matrixinfer.gateway.ipc import (
@@ -33,6 +35,7 @@ from matrixinfer.gateway.ipc import (
     read_to_worker,
 )
 from matrixinfer.gateway.ledger import Ledger
+from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.wire.pool import UpstreamPool
 from matrixinfer.gateway.wire.server import HttpInlet
@@ -45,6 +48,7 @@ __all__ = ["Worker", "main"]
 log = get_logger("worker")
 
 _REPORT_SECONDS = 1.0
+_LOOK_SECONDS = 0.25
 _ACCESS_LOG_CLOSE_SECONDS = 2.0
 
 
@@ -57,6 +61,7 @@ class Worker:
         index: int,
         config: Configure,
         board: LoadBoard,
+        prefixes: PrefixIndex,
         ledger: Ledger,
         listener: socket.socket,
         access: AccessLog,
@@ -71,6 +76,7 @@ class Worker:
             pool=self._pool,
             board=board,
             row=board.row(index),
+            prefixes=prefixes,
             ledger=ledger,
             stats=self._stats,
             access=access,
@@ -89,13 +95,16 @@ class Worker:
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
         async with asyncio.TaskGroup() as tasks:
-            listening = tasks.create_task(self._listen_to_supervisor(reader, writer))
-            reporting = tasks.create_task(self._report_for_ever(writer))
+            helpers = [
+                tasks.create_task(self._listen_to_supervisor(reader, writer)),
+                tasks.create_task(self._report_for_ever(writer)),
+                tasks.create_task(self._climb_for_ever()),
+            ]
             try:
                 await self._serve(writer)
             finally:
-                listening.cancel()
-                reporting.cancel()
+                for helper in helpers:
+                    helper.cancel()
                 self._send(writer, self._report())
                 self._pool.close()
 
@@ -158,6 +167,17 @@ class Worker:
             self._send(writer, self._report())
             await writer.drain()
 
+    async def _climb_for_ever(self) -> None:
+        """Measure how late the loop is and how busy the CPU, and give up as much of scheduling as that asks for."""
+        ladder, used, before = Ladder(), time.process_time(), monotonic()
+        while True:
+            await asyncio.sleep(_LOOK_SECONDS)
+            now, used_now = monotonic(), time.process_time()
+            took = now - before
+            ladder = next_ladder(ladder, took - _LOOK_SECONDS, (used_now - used) / took)
+            self._handler.rung = ladder.rung
+            used, before = used_now, now
+
     def _report(self) -> Report:
         return Report(
             self._stats.report(
@@ -195,9 +215,22 @@ async def _run(arguments: argparse.Namespace) -> None:
     access = AccessLog(access_fd)
     ledger = Ledger(arguments.ledger_fd, arguments.workers, arguments.ledger_entries)
     board = LoadBoard(arguments.board_fd, arguments.workers, arguments.slots)
+    prefixes = PrefixIndex(
+        arguments.prefix_fd,
+        worker=arguments.index,
+        workers=arguments.workers,
+        capacity=arguments.slots,
+        table_bytes=arguments.prefix_bytes,
+    )
     try:
         worker = Worker(
-            index=arguments.index, config=config, board=board, ledger=ledger, listener=listener, access=access
+            index=arguments.index,
+            config=config,
+            board=board,
+            prefixes=prefixes,
+            ledger=ledger,
+            listener=listener,
+            access=access,
         )
         await worker.run(reader, writer)
         await writer.drain()
@@ -209,7 +242,18 @@ async def _run(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Entry point of the process; the supervisor is the only caller."""
     parser = argparse.ArgumentParser(prog="matrixinfer-gateway-worker", description=__doc__)
-    for name in ("control-fd", "listener-fd", "board-fd", "index", "workers", "slots", "ledger-fd", "ledger-entries"):
+    for name in (
+        "control-fd",
+        "listener-fd",
+        "board-fd",
+        "index",
+        "workers",
+        "slots",
+        "ledger-fd",
+        "ledger-entries",
+        "prefix-fd",
+        "prefix-bytes",
+    ):
         parser.add_argument(f"--{name}", type=int, required=True)
     arguments = parser.parse_args()
     faulthandler.enable()

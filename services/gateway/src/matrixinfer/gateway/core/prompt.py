@@ -26,6 +26,7 @@ __all__ = [
     "adapter_key",
     "chain",
     "estimated_tokens",
+    "is_generation",
     "matched_tokens",
     "read_prompt",
     "seed_of",
@@ -45,6 +46,8 @@ _EXTRA_PER_TOKEN: Final = 2.5
 """Bytes of UTF-8 beyond the first of a character: two for a Chinese one, which is about 0.8 tokens."""
 _BLOB_BYTES: Final = 256
 """A part that is no text and longer than this is its digest."""
+
+_GENERATIONS: Final = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/messages"})
 
 # What stands between two texts, so that moving their border makes another prompt.
 _FIELD: Final = "\x1f"
@@ -180,6 +183,11 @@ class _Pen:
         """Write what is no text."""
         self.pieces.append(raw.decode() if len(raw) <= _BLOB_BYTES else xxh3_64_hexdigest(raw))
         self.tokens += tokens
+
+
+def is_generation(path: bytes) -> bool:
+    """Whether requests to this path have a prompt that engines keep. Embeddings and their like are computed whole."""
+    return path in _GENERATIONS
 
 
 def read_prompt(body: bytes) -> Prompt:

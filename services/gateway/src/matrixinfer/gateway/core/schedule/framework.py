@@ -70,8 +70,6 @@ class View(msgspec.Struct, frozen=True, array_like=True):
     """Positions where the request's adapter is probably loaded; None when it asks for none."""
     prompt_tokens: int = 0
     """Estimate for this request."""
-    output_tokens: int = 0
-    """Expected of this request."""
     tried: frozenset[str] = frozenset()
     """Uids of the pods that this request already failed on."""
     ejected: frozenset[str] = frozenset()

@@ -14,6 +14,7 @@ import msgspec
 
 from matrixinfer.gateway.core.schedule.framework import Decision, Draw, Profile, Refused, Removal, View, decide
 from matrixinfer.gateway.core.schedule.profiles import TWO_RANDOM, profile_of
+from matrixinfer.gateway.core.schedule.rung import Rung
 from matrixinfer.gateway.core.split import draw
 from matrixinfer.gateway.core.types import PluginWeight
 
@@ -28,11 +29,13 @@ class Recorded(msgspec.Struct, frozen=True, array_like=True):
     profile: str
     plugins: tuple[PluginWeight, ...]
     view: View
+    rung: Rung = Rung.FULL
+    """What the gateway had time for; the view shows what it looked at."""
 
     @staticmethod
-    def of(request_id: str, revision: int, profile: Profile, view: View) -> "Recorded":
+    def of(request_id: str, revision: int, profile: Profile, view: View, rung: Rung = Rung.FULL) -> "Recorded":
         """Record a decision of `profile`."""
-        return Recorded(request_id, revision, profile.name, profile.plugins, view)
+        return Recorded(request_id, revision, profile.name, profile.plugins, view, rung)
 
 
 class CandidateVerdict(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -64,6 +67,7 @@ class Explanation(msgspec.Struct, frozen=True):
     candidates: tuple[CandidateVerdict, ...]
     pod: str = ""
     refused_by: str = ""
+    rung: str = Rung.FULL.label
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -108,6 +112,7 @@ def explain(recorded: Recorded) -> Explanation:
         tuple(_verdict(view, i, removed.get(i, ""), scores.get(i, {}), totals.get(i), chosen == i) for i in seen),
         scored.endpoint.pod if scored else "",
         decision.filter if isinstance(decision, Refused) else "",
+        recorded.rung.label,
     )
 
 

@@ -15,12 +15,17 @@ __all__ = ["Ladder", "Rung", "next_ladder"]
 
 
 class Rung(IntEnum):
-    """What is still done, from everything to the least; the names are label values of a metric."""
+    """What is still done, from everything to the least."""
 
     FULL = 0
     SHORT_PREFIX = 1
     NO_PREFIX = 2
     TWO_RANDOM = 3
+
+    @property
+    def label(self) -> str:
+        """The name in metrics, logs and explanations."""
+        return self.name.lower().replace("_", "-")
 
 
 _LATE_SECONDS: Final = (0.02, 0.05, 0.15)
