@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -12,11 +13,13 @@ from typing import Any
 
 import msgspec
 import pytest
+import trustme
 from prometheus_client import CollectorRegistry
 
 from matrixinfer.devcluster import repository
 from matrixinfer.devcluster.controlplane import wait_for
 from matrixinfer.gateway.board import LoadBoard
+from matrixinfer.gateway.certificate import CertificateFiles
 from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
 from matrixinfer.gateway.fleet import Fleet, listeners
 from matrixinfer.gateway.ipc import Configure
@@ -231,3 +234,42 @@ async def test_a_stream_that_never_ends_is_cut_when_the_drain_time_is_over(world
         async with asyncio.timeout(30):
             await world.running
     assert asking.result() == b"lost"
+
+
+async def test_every_worker_serves_a_new_certificate_without_a_restart(world: World, tmp_path: Path) -> None:
+    authority, trust = trustme.CA(), ssl.create_default_context()
+    authority.configure_trust(trust)
+    certificate, key = tmp_path / "tls.crt", tmp_path / "tls.key"
+
+    def rotate() -> None:
+        leaf = authority.issue_cert("localhost")
+        key.write_bytes(leaf.private_key_pem.bytes())
+        certificate.write_bytes(b"".join(blob.bytes() for blob in leaf.cert_chain_pems))
+
+    async def connect() -> tuple[bytes, asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection("127.0.0.1", world.port, ssl=trust, server_hostname="localhost")
+        return writer.get_extra_info("ssl_object").getpeercert(binary_form=True), reader, writer
+
+    async def streams() -> bytes:
+        writer.write(REQUEST)
+        return (await reader.readuntil(b"\r\n\r\nok")).split(b"\r\n")[0]
+
+    rotate()
+    await world.start(msgspec.structs.replace(CONFIG, tls=CertificateFiles(str(certificate), str(key), 0.05)))
+    pids = {worker["pid"] for worker in world.workers()}
+    first, reader, writer = await connect()
+    world.release.clear()
+    running = asyncio.ensure_future(streams())
+    await world.until(lambda: world.waiting)
+    rotate()
+    seen = [first]
+    async with asyncio.timeout(20):
+        # Connections are spread over both workers: a run of new certificates means that both have it.
+        while first in seen[-20:]:
+            der, _, other = await connect()
+            seen.append(der)
+            other.close()
+    world.release.set()
+    assert await running == b"HTTP/1.1 200 OK"
+    assert {worker["pid"] for worker in world.workers()} == pids
+    writer.close()

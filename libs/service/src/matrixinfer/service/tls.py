@@ -9,6 +9,7 @@ half-written pair), so each pair goes into a context of its own first, and only 
 import asyncio
 import os
 import ssl
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -25,10 +26,15 @@ class CertificateError(Exception):
     """A certificate or key that cannot be used; the text says which and why."""
 
 
-def server_context(certificate_pem: bytes, key_pem: bytes) -> ssl.SSLContext:
-    """Return a server context for one certificate chain and its key, TLS 1.2 and up; raises CertificateError."""
+def server_context(certificate_pem: bytes, key_pem: bytes, alpn: Sequence[str] = ()) -> ssl.SSLContext:
+    """Return a server context for one certificate chain and its key, TLS 1.2 and up; raises CertificateError.
+
+    `alpn` are the protocols that it agrees to; a client that offers none of them is served all the same.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if alpn:
+        context.set_alpn_protocols(list(alpn))
     # The ssl module reads keys from a path only. A file in memory touches no disk and needs no writable folder, which
     # a container with a read-only root does not have.
     with os.fdopen(os.memfd_create("certificate", os.MFD_CLOEXEC), "wb") as pair:
@@ -48,19 +54,20 @@ class ReloadingContext:
     Connections that are open keep the certificate they began with.
     """
 
-    def __init__(self, certificate_pem: bytes, key_pem: bytes) -> None:
-        self._current = server_context(certificate_pem, key_pem)
+    def __init__(self, certificate_pem: bytes, key_pem: bytes, alpn: Sequence[str] = ()) -> None:
+        self._alpn = tuple(alpn)
+        self._current = server_context(certificate_pem, key_pem, self._alpn)
         self._not_after = _not_after(certificate_pem)
         self._files: tuple[Path, Path] | None = None
         self._seen: tuple[bytes, bytes] = (certificate_pem, key_pem)
         # The outer context holds the first pair too: OpenSSL wants a usable one before it asks the callback.
-        self.context = server_context(certificate_pem, key_pem)
+        self.context = server_context(certificate_pem, key_pem, self._alpn)
         self.context.sni_callback = self._choose
 
     @classmethod
-    def from_files(cls, certificate: Path, key: Path) -> "ReloadingContext":
+    def from_files(cls, certificate: Path, key: Path, alpn: Sequence[str] = ()) -> "ReloadingContext":
         """Load a pair of PEM files, to be kept fresh with `watch`; raises CertificateError."""
-        made = cls(*_read(certificate, key))
+        made = cls(*_read(certificate, key), alpn)
         made._files = (certificate, key)
         return made
 
@@ -71,7 +78,7 @@ class ReloadingContext:
 
     def replace(self, certificate_pem: bytes, key_pem: bytes) -> None:
         """Use this pair from the next handshake on; raises CertificateError, and keeps the old one otherwise."""
-        fresh, not_after = server_context(certificate_pem, key_pem), _not_after(certificate_pem)
+        fresh, not_after = server_context(certificate_pem, key_pem, self._alpn), _not_after(certificate_pem)
         self._current, self._not_after = fresh, not_after
 
     def reload_if_changed(self) -> bool:

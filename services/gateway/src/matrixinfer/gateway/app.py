@@ -9,7 +9,7 @@ from collections import Counter
 
 import msgspec
 
-from matrixinfer.gateway import metrics
+from matrixinfer.gateway import certificate, metrics
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.slots import SlotBook
 from matrixinfer.gateway.feeds.kube import ClusterView, SnapshotFeed
@@ -28,6 +28,7 @@ from matrixinfer.service.clock import monotonic
 from matrixinfer.service.exits import Exit, ExitCode
 from matrixinfer.service.lifecycle import Lifecycle
 from matrixinfer.service.logging import get_logger
+from matrixinfer.service.tls import CertificateError, ReloadingContext
 
 __all__ = ["main"]
 
@@ -40,6 +41,7 @@ _STOP_SECONDS = 3.0
 
 async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
     """Run the gateway until told to stop."""
+    tls = _certificate(settings)
     count = worker_count(settings.workers)
     try:
         sockets = listeners(settings.host, settings.port, count)
@@ -62,16 +64,24 @@ async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
     )
     lifecycle.ready_when("workers", lambda: fleet.is_serving)
     lifecycle.debug_page("workers", fleet.describe)
-    log.info("listening", host=settings.host, port=sockets[0].getsockname()[1], workers=count)
+    log.info(
+        "listening", host=settings.host, port=sockets[0].getsockname()[1], workers=count, tls=settings.tls is not None
+    )
     async with await Client.connect(settings.kubeconfig, user_agent=FIELD_MANAGER) as client:
         cache = Cache(client)
         view = ClusterView(cache, settings.watch_namespace or None)
         lifecycle.ready_when("caches", lambda: cache.synced or f"not listed yet: {', '.join(cache.unsynced)}")
-        await _serve(lifecycle, settings, fleet, client, cache, view)
+        await _serve(lifecycle, settings, fleet, client, cache, view, tls)
 
 
 async def _serve(
-    lifecycle: Lifecycle, settings: GatewaySettings, fleet: Fleet, client: Client, cache: Cache, view: ClusterView
+    lifecycle: Lifecycle,
+    settings: GatewaySettings,
+    fleet: Fleet,
+    client: Client,
+    cache: Cache,
+    view: ClusterView,
+    tls: ReloadingContext | None,
 ) -> None:
     slots = SlotBook(settings.endpoint_slots)
     feed = SnapshotFeed(view, slots, settings.gather_seconds)
@@ -82,6 +92,8 @@ async def _serve(
             tasks.create_task(_publish(cache, feed, fleet), name="publish"),
             tasks.create_task(_reclaim(cache, feed, fleet, slots), name="reclaim"),
         ]
+        if tls is not None:
+            helpers.append(tasks.create_task(_watch_certificate(tls, settings.tls_reload_seconds), name="certificate"))
         if settings.write_status:
             writer = StatusWriter(client, cache, view, _election(settings))
             lifecycle.debug_page("status-writer", lambda: {"leading": writer.leading})
@@ -97,6 +109,21 @@ async def _serve(
             helper.cancel()
 
 
+def _certificate(settings: GatewaySettings) -> ReloadingContext | None:
+    try:
+        return None if settings.tls is None else certificate.load(settings.tls)
+    except CertificateError as exc:
+        raise Exit(ExitCode.MISCONFIGURED, f"TLS for clients cannot be had: {exc}") from exc
+
+
+async def _watch_certificate(tls: ReloadingContext, every_seconds: float) -> None:
+    """Say when the certificate expires; the workers look at its files themselves."""
+    while True:
+        metrics.CERTIFICATE_EXPIRY.set(tls.not_after.timestamp())
+        await asyncio.sleep(every_seconds)
+        await asyncio.to_thread(tls.reload_if_changed)
+
+
 def _configuration(settings: GatewaySettings) -> Configure:
     return Configure(
         log_level=settings.log_level,
@@ -106,6 +133,7 @@ def _configuration(settings: GatewaySettings) -> Configure:
         access_log=settings.access_log,
         upstream_ca_file=str(settings.upstream_ca_file) if settings.upstream_ca_file else None,
         stream_usage=settings.stream_usage,
+        tls=settings.tls,
         drain_seconds=max(0.0, settings.drain_seconds - settings.settle_seconds - _STOP_SECONDS),
     )
 

@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from matrixinfer.gateway.certificate import CertificateFiles
 from matrixinfer.gateway.core.types import Snapshot
 from matrixinfer.gateway.stats import StatsReport
 from matrixinfer.gateway.terms import TrafficDefaults
@@ -46,6 +47,8 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     upstream_ca_file: str | None
     drain_seconds: float
     stream_usage: Literal["ask", "as-sent"] = "ask"
+    tls: CertificateFiles | None = None
+    """Without it, clients speak plain HTTP."""
 
 
 class Publish(msgspec.Struct, frozen=True, tag="publish"):

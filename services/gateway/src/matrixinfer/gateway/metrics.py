@@ -29,6 +29,7 @@ from matrixinfer.gateway.stats import (
 from matrixinfer.service.metrics import zero
 
 __all__ = [
+    "CERTIFICATE_EXPIRY",
     "ENDPOINTS",
     "ENDPOINT_STATES",
     "PUBLISH_SECONDS",
@@ -41,6 +42,10 @@ __all__ = [
 WORKERS_SERVING: Final = Gauge("matrixinfer_gateway_workers_serving", "Worker processes that accept connections.")
 WORKER_RESTARTS: Final = Counter(
     "matrixinfer_gateway_worker_restarts_total", "Worker processes that had to be replaced."
+)
+CERTIFICATE_EXPIRY: Final = Gauge(
+    "matrixinfer_gateway_certificate_expiry_timestamp_seconds",
+    "When the certificate for clients expires (Unix time); 0 without TLS.",
 )
 REVISION: Final = Gauge("matrixinfer_gateway_snapshot_revision", "Revision of the newest routing snapshot.")
 ENDPOINTS: Final = Gauge("matrixinfer_gateway_endpoints", "Pods in the newest snapshot, by state.", ("state",))

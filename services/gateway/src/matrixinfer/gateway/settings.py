@@ -6,6 +6,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from matrixinfer.gateway.certificate import CertificateFiles
 from matrixinfer.gateway.core.budget import BudgetLimits
 from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.inlet import InletLimits
@@ -47,12 +48,18 @@ class GatewaySettings(ServiceSettings):
     )
     gather_seconds: float = Field(0.01, ge=0, le=1, description="Changes within this time make one snapshot.")
 
+    tls_cert_file: Path | None = Field(None, description="Certificate chain (PEM) for clients; unset means plain HTTP.")
+    tls_key_file: Path | None = Field(None, description="Its private key (PEM).")
+    tls_reload_seconds: float = Field(10.0, gt=0, description="How often to look whether these files have changed.")
+
     body_limit_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body.")
     buffered_limit_bytes: int = Field(
-        512 * 2**20, ge=1024, description="All bodies that one worker receives at a time."
+        512 * 2**20, ge=1024, description="All bodies that one worker holds until their answers begin."
     )
     head_limit_bytes: int = Field(64 * 2**10, ge=1024, description="Largest request head.")
+    head_fields_limit: int = Field(128, ge=8, description="Most header lines of a request.")
     connection_limit: int = Field(20_000, ge=1, description="Most client connections of one worker.")
+    handshake_seconds: float = Field(10.0, gt=0, description="Time a client has to finish a TLS handshake.")
     head_seconds: float = Field(10.0, gt=0, description="Time a client has to send a request head.")
     body_seconds: float = Field(60.0, gt=0, description="Time a client has to send a body, plus 1 s per 16 KiB.")
     keep_alive_seconds: float = Field(75.0, gt=0, description="How long an idle client connection is kept.")
@@ -76,6 +83,19 @@ class GatewaySettings(ServiceSettings):
             raise ValueError("settle_seconds must be less than drain_seconds, or no stream gets time to finish")
         return self
 
+    @model_validator(mode="after")
+    def _certificate_and_key_go_together(self) -> Self:
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):
+            raise ValueError("tls_cert_file and tls_key_file go together: set both, or neither for plain HTTP")
+        return self
+
+    @property
+    def tls(self) -> CertificateFiles | None:
+        """The certificate for clients, if there is to be TLS."""
+        if self.tls_cert_file is None or self.tls_key_file is None:
+            return None
+        return CertificateFiles(str(self.tls_cert_file), str(self.tls_key_file), self.tls_reload_seconds)
+
     @property
     def prefix_table_bytes(self) -> int:
         """The size of the prefix index as its table has it."""
@@ -86,9 +106,11 @@ class GatewaySettings(ServiceSettings):
         """Limits towards clients."""
         return InletLimits(
             head_bytes=self.head_limit_bytes,
+            head_fields=self.head_fields_limit,
             body_bytes=self.body_limit_bytes,
             buffered_bytes=self.buffered_limit_bytes,
             connections=self.connection_limit,
+            handshake_seconds=self.handshake_seconds,
             head_seconds=self.head_seconds,
             body_seconds=self.body_seconds,
             keep_alive_seconds=self.keep_alive_seconds,

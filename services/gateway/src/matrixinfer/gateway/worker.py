@@ -18,6 +18,7 @@ import uuid
 
 import uvloop
 
+from matrixinfer.gateway import certificate
 from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.schedule.rung import Ladder, next_ladder
@@ -86,7 +87,9 @@ class Worker:
             new_request_id=lambda: uuid.uuid4().hex,
             asks_for_usage=config.stream_usage == "ask",
         )
-        self._inlet = HttpInlet(self._handler, self._handler.refuse, config.inlet, monotonic)
+        self._tls = None if config.tls is None else certificate.load(config.tls)
+        context = None if self._tls is None else self._tls.context
+        self._inlet = HttpInlet(self._handler, self._handler.refuse, config.inlet, monotonic, context)
         self._stopping = asyncio.Event()
         self._has_snapshot = asyncio.Event()
 
@@ -100,6 +103,8 @@ class Worker:
                 tasks.create_task(self._report_for_ever(writer)),
                 tasks.create_task(self._climb_for_ever()),
             ]
+            if self._tls is not None and self._config.tls is not None:
+                helpers.append(tasks.create_task(self._tls.watch(self._config.tls.reload_seconds)))
             try:
                 await self._serve(writer)
             finally:

@@ -152,19 +152,17 @@ class UpstreamConnection(asyncio.Protocol):
         self._unproductive_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._fail("the engine switched protocols")
-            return
         except httptools.HttpParserCallbackError:
             if self._failure is None:
                 # A fault of ours, not of the engine's bytes: it must be seen.
                 raise
             self._transport.abort()
             return
-        except httptools.HttpParserError as exc:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade) as exc:
             # What came before the fault was parsed: a complete answer stays one, its connection is finished.
             if not self._ended:
-                self._fail(f"the engine's answer is not valid HTTP: {exc}")
+                is_upgrade = isinstance(exc, httptools.HttpParserUpgrade)
+                self._fail("the engine switched protocols" if is_upgrade else f"the answer is not valid HTTP: {exc}")
                 return
             self._reusable = False
         if self._unproductive_bytes > _UNPRODUCTIVE_LIMIT_BYTES and not self._ended:
