@@ -1,5 +1,7 @@
 """What is found and removed after a node, and what is never touched."""
 
+import errno
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -66,6 +68,23 @@ def test_a_folder_without_mounts_is_removed(tmp_path: Path):
     remove_tree(tmp_path / "a")
     remove_tree(tmp_path / "a")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_mount_that_comes_late_is_detached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A `mount` that kubelet had begun may outlive it by a moment."""
+    volume = tmp_path / "node" / "volume"
+    volume.mkdir(parents=True)
+    remove, busy = shutil.rmtree, [volume]
+
+    def rmtree(folder: Path) -> None:
+        if busy:
+            raise OSError(errno.EBUSY, "Device or resource busy", str(volume))
+        remove(folder)
+
+    monkeypatch.setattr(leftovers.shutil, "rmtree", rmtree)
+    monkeypatch.setattr(leftovers, "unmount_all", lambda folders: busy.clear() if folders == [volume.parent] else None)
+    remove_tree(volume.parent)
+    assert not volume.parent.exists()
 
 
 def test_control_groups_are_found_in_both_versions(tmp_path: Path):

@@ -9,6 +9,7 @@ a user's own files.
 
 import contextlib
 import ctypes
+import errno
 import os
 import re
 import shutil
@@ -91,7 +92,14 @@ def remove_tree(folder: Path) -> None:
         return
     if points := mounts_under(Path("/proc/self/mountinfo").read_text(encoding="utf-8"), [folder]):
         raise ClusterError(f"{folder} still holds the mount {points[0]}; `umount -l` it as root, then try again")
-    shutil.rmtree(folder)
+    try:
+        shutil.rmtree(folder)
+    except OSError as exc:
+        if exc.errno != errno.EBUSY:
+            raise
+        # A `mount` that a killed kubelet had begun ended just now.
+        unmount_all([folder])
+        shutil.rmtree(folder)
 
 
 def cgroup_folders(name: str, root: Path = _CGROUPS) -> list[Path]:
