@@ -22,6 +22,7 @@ from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.certificate import CertificateFiles
 from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
 from matrixinfer.gateway.fleet import Fleet, listeners
+from matrixinfer.gateway.health import HealthBoard
 from matrixinfer.gateway.ipc import Configure
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.metrics import Traffic
@@ -57,6 +58,7 @@ class World:
         self.board_fd = LoadBoard.create(2, 64)
         self.prefix_fd = PrefixIndex.create(workers=2, capacity=64, table_bytes=1 << 16)
         self.ledger_fd = Ledger.create(2, 64)
+        self.health_fd = HealthBoard.create(2, 64)
         self.traffic = Traffic(CollectorRegistry())
 
     async def start(self, config: Configure = CONFIG) -> None:
@@ -69,6 +71,7 @@ class World:
             prefix_bytes=1 << 16,
             ledger_fd=self.ledger_fd,
             ledger_entries=64,
+            health_fd=self.health_fd,
             config=config,
             traffic=self.traffic,
             clock=monotonic,
@@ -128,6 +131,7 @@ async def world() -> AsyncIterator[World]:
     os.close(made.board_fd)
     os.close(made.prefix_fd)
     os.close(made.ledger_fd)
+    os.close(made.health_fd)
 
 
 async def test_all_workers_see_the_requests_of_all(world: World) -> None:

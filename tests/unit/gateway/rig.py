@@ -23,6 +23,7 @@ from matrixinfer.gateway.core.types import (
     TrafficPolicy,
 )
 from matrixinfer.gateway.handler import Handler
+from matrixinfer.gateway.health import HealthBoard
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.stats import Stats
@@ -215,6 +216,7 @@ class Rig:
             table_bytes=1 << 16,
         )
         self.ledger = Ledger(Ledger.create(1, 64), 1, 64)
+        self.health = HealthBoard(HealthBoard.create(1, 64), 1, 64)
         self.limits = InletLimits()
         self.pool_limits = PoolLimits()
         self.defaults = TrafficDefaults(retry_interval_seconds=0)
@@ -259,6 +261,7 @@ class Rig:
             row=self.board.row(0),
             prefixes=self.prefixes,
             ledger=self.ledger,
+            health=self.health,
             stats=self.stats,
             access=self,  # type: ignore[arg-type]
             defaults=self.defaults,

@@ -185,7 +185,17 @@ async def test_an_answer_of_fifty_megabytes_leaves_nothing_behind() -> None:
 
     nowhere: Any = Nowhere()
     deadlines = Deadlines(60, 60, 1e9)
-    relay = Relay(nowhere, nowhere, deadlines, [], lambda: 0.0, may_hold=False, observe_gap=lambda _: None, phase=0)
+    relay = Relay(
+        nowhere,
+        nowhere,
+        deadlines,
+        [],
+        lambda: 0.0,
+        may_hold=False,
+        began=lambda _: None,
+        observe_gap=lambda _: None,
+        phase=0,
+    )
     relay.head(200, [(b"content-type", b"application/json")], 50 << 20)
     tracemalloc.start()
     try:

@@ -11,9 +11,11 @@ import msgspec
 
 from matrixinfer.gateway import certificate, metrics
 from matrixinfer.gateway.board import LoadBoard
+from matrixinfer.gateway.comparing import Comparison
 from matrixinfer.gateway.core.slots import SlotBook
 from matrixinfer.gateway.feeds.kube import ClusterView, SnapshotFeed
 from matrixinfer.gateway.fleet import Fleet, listeners, worker_count
+from matrixinfer.gateway.health import HealthBoard
 from matrixinfer.gateway.ipc import Configure
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.metrics import Traffic
@@ -35,6 +37,7 @@ __all__ = ["main"]
 log = get_logger("app")
 
 _RECLAIM_SECONDS = 1.0
+_COMPARE_SECONDS = 1.0
 # What is left of the drain time for stopping in order, after the workers had theirs.
 _STOP_SECONDS = 3.0
 
@@ -58,6 +61,7 @@ async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
         prefix_bytes=settings.prefix_table_bytes,
         ledger_fd=Ledger.create(count, settings.ledger_entries),
         ledger_entries=settings.ledger_entries,
+        health_fd=HealthBoard.create(count, settings.endpoint_slots),
         config=_configuration(settings),
         traffic=Traffic(),
         clock=monotonic,
@@ -91,6 +95,7 @@ async def _serve(
             tasks.create_task(cache.run(), name="cache"),
             tasks.create_task(_publish(cache, feed, fleet), name="publish"),
             tasks.create_task(_reclaim(cache, feed, fleet, slots), name="reclaim"),
+            tasks.create_task(_compare(settings, feed, fleet), name="compare"),
         ]
         if tls is not None:
             helpers.append(tasks.create_task(_watch_certificate(tls, settings.tls_reload_seconds), name="certificate"))
@@ -161,6 +166,14 @@ async def _reclaim(cache: Cache, feed: SnapshotFeed, fleet: Fleet, slots: SlotBo
         await asyncio.sleep(_RECLAIM_SECONDS)
         if slots.reclaim(fleet.acknowledged, fleet.board.is_idle) and feed.settle():
             _send(feed, fleet)
+
+
+async def _compare(settings: GatewaySettings, feed: SnapshotFeed, fleet: Fleet) -> None:
+    """Leave out the endpoints that are far worse than their peers."""
+    comparison = Comparison(fleet.health, settings.traffic_defaults.breaker, settings.outlier_policy, monotonic)
+    while True:
+        await asyncio.sleep(_COMPARE_SECONDS)
+        comparison.look(feed.current)
 
 
 def _send(feed: SnapshotFeed, fleet: Fleet) -> None:

@@ -15,11 +15,12 @@ from matrixinfer.gateway.choosing import Choice
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, with_form_model
 from matrixinfer.gateway.core.hiddenusage import HiddenUsage, with_usage
 from matrixinfer.gateway.core.objects import IdFinder, keeper
-from matrixinfer.gateway.core.retry import Failure
+from matrixinfer.gateway.core.retry import Failure, speaks_of_endpoint, status_is_transient
 from matrixinfer.gateway.core.splice import with_model
 from matrixinfer.gateway.core.surface import makes_object
 from matrixinfer.gateway.core.types import Endpoint, Server
 from matrixinfer.gateway.core.usage import Answer, usage_of
+from matrixinfer.gateway.health import Health
 from matrixinfer.gateway.ledger import LedgerPage
 from matrixinfer.gateway.terms import Terms
 from matrixinfer.gateway.trace import Trace
@@ -65,12 +66,14 @@ class Attempts:
         pool: UpstreamPool,
         row: LoadRow,
         page: LedgerPage,
+        health: Health,
         clock: Callable[[], float],
         asks_for_usage: bool = True,
     ) -> None:
         """`asks_for_usage` lets engines count the streams of clients that did not ask, unseen by these."""
         self._pool = pool
         self._page = page
+        self._health = health
         self._asks_for_usage = asks_for_usage
         self._row = row
         self._relays = 0
@@ -85,18 +88,41 @@ class Attempts:
 
     async def run(self, exchange: Exchange, trace: Trace, choice: Choice, terms: Terms) -> Outcome:
         """Ask one endpoint. The request is counted in from this very moment until its answer has ended."""
-        endpoint = choice.endpoint
+        endpoint, health = choice.endpoint, self._health
         claim = self._row.enter(endpoint.slot, choice.burden)
+        health.sent(endpoint)
+        outcome: Outcome | None = None
+
+        def began(status: int) -> None:
+            claim.prefilled()
+            health.answers(endpoint, status, choice.server.policy)
+
         try:
             trace.hides_usage = self._asks_for_usage and _may_ask_for_usage(exchange.request, choice.server, trace)
-            outcome = await self._over(Peer.of(endpoint), exchange, trace, choice, terms, pooled=True)
+            outcome = await self._over(Peer.of(endpoint), exchange, trace, choice, terms, began, pooled=True)
             if outcome.failure is Failure.STALE:
                 trace.stale += 1
                 trace.series.retry(Failure.STALE.value)
-                outcome = await self._over(Peer.of(endpoint), exchange, trace, choice, terms, pooled=False)
+                outcome = await self._over(Peer.of(endpoint), exchange, trace, choice, terms, began, pooled=False)
         finally:
             claim.end()
+            trace.tripped = self._note_health(choice, outcome, exchange)
         return outcome
+
+    def _note_health(self, choice: Choice, outcome: Outcome | None, exchange: Exchange) -> bool:
+        """Tell what the end of an attempt says of the endpoint; how its answer began was told already.
+
+        True when it was one failure too many.
+        """
+        if outcome is None or (outcome.failure is not None and not speaks_of_endpoint(outcome.failure)):
+            self._health.proved_nothing(choice.endpoint)
+        elif outcome.held is not None and not status_is_transient(outcome.held.status, bytes(outcome.held.body)):
+            self._health.answers(choice.endpoint, outcome.held.status, choice.server.policy)
+        elif outcome.failure is not None and exchange.begun:
+            self._health.broke_off(choice.endpoint)
+        elif outcome.failure is not None:
+            return self._health.failed(choice.endpoint, choice.server.policy)
+        return False
 
     async def _over(
         self,
@@ -105,6 +131,7 @@ class Attempts:
         trace: Trace,
         choice: Choice,
         terms: Terms,
+        began: Callable[[int], None],
         *,
         pooled: bool,
     ) -> Outcome:
@@ -128,6 +155,7 @@ class Attempts:
             [trace.id_header],
             clock,
             may_hold=trace.retries < terms.retry.attempts,
+            began=began,
             opening=self._opening(endpoint) if makes_object(exchange.request.path) else None,
             observe_gap=trace.series.between_pieces.observe,
             phase=self._relays,
@@ -146,6 +174,8 @@ class Attempts:
             if not relays:
                 self._in_flight.pop(endpoint.uid, None)
             _note_answer(trace, relay, exchange)
+            if trace.is_event_stream and relay.first_body_at is not None:
+                self._health.first_token(endpoint, relay.first_body_at - trace.sent_at)
         if reused and outcome.untouched and outcome.failure is Failure.RESET:
             return Outcome(Failure.STALE, None, outcome.detail, untouched=True)
         trace.waited += clock() - trace.sent_at if outcome.failure is not None else 0.0

@@ -20,6 +20,7 @@ from matrixinfer.gateway.core.schedule.rung import Rung
 from matrixinfer.gateway.core.split import choose_target, draw
 from matrixinfer.gateway.core.table import Pool, RouteEntry, Table
 from matrixinfer.gateway.core.types import Endpoint, Rule, Server, Target, TrafficPolicy
+from matrixinfer.gateway.health import Health
 from matrixinfer.gateway.placing import Placement, Placer
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.trace import Trace
@@ -61,11 +62,17 @@ class Chooser:
     """Chooses by one table; a new table comes with a new chooser."""
 
     def __init__(
-        self, table: Table, board: LoadBoard, prefixes: PrefixIndex | None, clock: Callable[[], float]
+        self,
+        table: Table,
+        board: LoadBoard,
+        prefixes: PrefixIndex | None,
+        health: Health,
+        clock: Callable[[], float],
     ) -> None:
         self.table = table
         self._board = board
         self._prefixes = prefixes
+        self._health = health
         self._clock = clock
         # Everything that is read per request is derived here, once per revision.
         self._placers = {id(pool): self._placer(pool) for pool in table.pools}
@@ -117,6 +124,7 @@ class Chooser:
             model=(entry.route.model or "") if entry.is_adapter else ask.model,
             adapter=ask.model if entry.is_adapter else "",
             tried=tried,
+            ejected=self._health.left_out(pool.pods, pool.server.policy),
             rung=rung,
         )
         if isinstance(placed, Refused):
@@ -129,8 +137,12 @@ class Chooser:
         return Choice(entry.route.policy, renamed, pool.server, endpoint, placed.burden, placed)
 
     def is_offered(self, choice: Choice) -> bool:
-        """Whether the endpoint of a choice still takes new requests."""
+        """Whether the endpoint of a choice is still one that takes new requests."""
         return choice.endpoint.uid in self.table.offered
+
+    def is_left_out(self, choice: Choice) -> bool:
+        """Whether it takes none for now, because it fails."""
+        return choice.endpoint.uid in self._health.left_out(Pool.of(choice.server).pods, choice.server.policy)
 
     def _kept(self, rule: Rule, kept_by: Keeper | None, tried: frozenset[str]) -> tuple[Pool, Target] | None:
         """The endpoint that keeps what a request continues, when a target of the rule has it and it is ready."""

@@ -17,6 +17,7 @@ from typing import Literal
 from matrixinfer.gateway import metrics
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.types import Snapshot
+from matrixinfer.gateway.health import HealthBoard
 from matrixinfer.gateway.ipc import (
     Acknowledged,
     Configure,
@@ -85,6 +86,7 @@ class Fleet:
         prefix_bytes: int,
         ledger_fd: int,
         ledger_entries: int,
+        health_fd: int,
         config: Configure,
         traffic: Traffic,
         clock: Callable[[], float],
@@ -98,6 +100,8 @@ class Fleet:
         self._prefix_bytes = prefix_bytes
         self._ledger_fd = ledger_fd
         self._ledger_entries = ledger_entries
+        self._health_fd = health_fd
+        self._health = HealthBoard(health_fd, len(listeners), slots)
         self._board = LoadBoard(board_fd, len(listeners), slots)
         self._config = config
         self._traffic = traffic
@@ -112,6 +116,11 @@ class Fleet:
     def board(self) -> LoadBoard:
         """The loads of all endpoints."""
         return self._board
+
+    @property
+    def health(self) -> HealthBoard:
+        """What the workers know of each endpoint's health."""
+        return self._health
 
     @property
     def is_serving(self) -> bool | str:
@@ -186,6 +195,7 @@ class Fleet:
             "prefix-bytes": self._prefix_bytes,
             "ledger-fd": self._ledger_fd,
             "ledger-entries": self._ledger_entries,
+            "health-fd": self._health_fd,
         }
         with theirs:
             process = await asyncio.create_subprocess_exec(
@@ -194,7 +204,14 @@ class Fleet:
                 "matrixinfer.gateway.worker",
                 *(part for name, value in options.items() for part in (f"--{name}", str(value))),
                 stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), listener.fileno(), self._board_fd, self._prefix_fd, self._ledger_fd),
+                pass_fds=(
+                    theirs.fileno(),
+                    listener.fileno(),
+                    self._board_fd,
+                    self._prefix_fd,
+                    self._ledger_fd,
+                    self._health_fd,
+                ),
             )
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         member = self._members[index] = _Member(index, process, reader, writer)
@@ -216,6 +233,7 @@ class Fleet:
         member.writer.close()
         del self._members[member.index]
         self._board.clear(member.index)
+        self._health.clear(member.index)
         self._traffic.forget(member.index)
         self._count_serving()
 

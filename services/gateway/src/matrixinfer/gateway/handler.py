@@ -27,6 +27,7 @@ from matrixinfer.gateway.core.surface import Surface, allowed_methods, listed_mo
 from matrixinfer.gateway.core.table import Table
 from matrixinfer.gateway.core.types import Snapshot
 from matrixinfer.gateway.errors import GatewayError
+from matrixinfer.gateway.health import Health, HealthBoard
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.models import ModelPages
 from matrixinfer.gateway.prefixes import PrefixIndex
@@ -62,6 +63,7 @@ class Handler:
         row: LoadRow,
         prefixes: PrefixIndex,
         ledger: Ledger,
+        health: HealthBoard,
         stats: Stats,
         access: AccessLog,
         defaults: TrafficDefaults,
@@ -82,8 +84,14 @@ class Handler:
         # Not the loop's clock, which stands still during a tick and counts whole milliseconds.
         self._clock = clock
         self._new_request_id = new_request_id
+        self._health = Health(health, health.row(worker), defaults.breaker, clock)
         self._attempts = Attempts(
-            pool=pool, row=row, page=ledger.page(worker), clock=clock, asks_for_usage=asks_for_usage
+            pool=pool,
+            row=row,
+            page=ledger.page(worker),
+            health=self._health,
+            clock=clock,
+            asks_for_usage=asks_for_usage,
         )
         self._budgets = Budgets(defaults.retry_budget)
         self.rung = Rung.FULL
@@ -96,7 +104,8 @@ class Handler:
         """Route by `snapshot` from now on, and end what waits for pods that are gone."""
         table = Table(snapshot)
         # Everything that is read per request is derived here, once per revision.
-        self._chooser = Chooser(table, self._board, self._prefixes, self._clock)
+        self._health.install(endpoint for server in snapshot.servers for endpoint in server.endpoints)
+        self._chooser = Chooser(table, self._board, self._prefixes, self._health, self._clock)
         self._models = ModelPages(table.listings)
         self._stats.expect(table.series_keys())
         self._budgets.keep(snapshot.servers)
@@ -258,8 +267,13 @@ class Handler:
         return may_retry(failure, trace.retries, agreed.retry, transient=transient)
 
     def _can_afford(self, choice: Choice, trace: Trace) -> bool:
-        """Whether sending the request again multiplies no overload."""
-        if not self._chooser.is_offered(choice) or self._budgets.of(choice.server).spend(self._clock()):
+        """Whether sending the request again multiplies no overload.
+
+        What was in flight on an endpoint that takes nothing any more fails once, and costs nothing.
+        """
+        chooser = self._chooser
+        is_last = not chooser.is_offered(choice) or (chooser.is_left_out(choice) and not trace.tripped)
+        if is_last or self._budgets.of(choice.server).spend(self._clock()):
             return True
         trace.failures.append("the retry budget is spent")
         return False

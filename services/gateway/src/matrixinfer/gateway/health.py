@@ -11,7 +11,7 @@ version of every row, with those seen last, and only a new ejection makes a work
 import mmap
 import os
 from collections.abc import Callable, Iterable, Mapping
-from math import log
+from math import log as natural_log
 from typing import Final
 
 from matrixinfer.gateway.core.breaker import (
@@ -26,9 +26,13 @@ from matrixinfer.gateway.core.breaker import (
     standing,
 )
 from matrixinfer.gateway.core.outliers import Tally
-from matrixinfer.gateway.core.types import Endpoint, Slot
+from matrixinfer.gateway.core.retry import status_is_transient
+from matrixinfer.gateway.core.types import Endpoint, Slot, TrafficPolicy
+from matrixinfer.service.logging import get_logger
 
-__all__ = ["Health", "HealthBoard", "HealthRow"]
+__all__ = ["Health", "HealthBoard", "HealthRow", "log_ejection"]
+
+log = get_logger("health")
 
 _CELL_BYTES: Final = 8
 _MICROSECONDS: Final = 1_000_000
@@ -223,32 +227,37 @@ class Health:
         self._pods |= pods
         self._seen = b""
 
-    def left_out(self, pods: Mapping[Slot, str], policy: BreakerPolicy | None) -> frozenset[str]:
+    def left_out(self, pods: Mapping[Slot, str], policy: TrafficPolicy) -> frozenset[str]:
         """Return the uids of those `pods` of one server that take no new request now."""
         versions = self._board.versions.tobytes()
         if versions != self._seen:
             self._look(versions)
-        return self._judge(pods, policy or self._policy) if self._suspects else _NOBODY
+        return self._judge(pods, self._policy.of(policy)) if self._suspects else _NOBODY
 
     def sent(self, endpoint: Endpoint) -> None:
         """A request goes there, right after `left_out` was asked."""
         if endpoint.slot in self._suspects:
             self._row.begin_trial(endpoint.slot, self._clock())
 
-    def answers(self, endpoint: Endpoint, status: int, now: float) -> None:
-        """The first piece of its answer came."""
+    def answers(self, endpoint: Endpoint, status: int, policy: TrafficPolicy) -> None:
+        """The first piece of its answer came, or an answer that was kept back."""
         if status < _SERVER_ERRORS:
-            self._row.answer(endpoint.slot, now)
+            self._row.answer(endpoint.slot, self._clock())
+        elif status_is_transient(status):
+            self.failed(endpoint, policy)
         else:
             self._row.error_answer(endpoint.slot)
 
     def first_token(self, endpoint: Endpoint, seconds: float) -> None:
         """The first token of a stream took so long."""
-        self._row.first_token(endpoint.slot, log(max(seconds, _SHORTEST_SECONDS)))
+        self._row.first_token(endpoint.slot, natural_log(max(seconds, _SHORTEST_SECONDS)))
 
-    def failed(self, endpoint: Endpoint, policy: BreakerPolicy | None) -> Ejection | None:
-        """It gave no answer. Returns its ejection, when that follows."""
-        return self._row.failure(endpoint.slot, policy or self._policy, self._clock())
+    def failed(self, endpoint: Endpoint, policy: TrafficPolicy) -> bool:
+        """It gave no answer, or none but that it cannot. True when that was one failure too many."""
+        ejection = self._row.failure(endpoint.slot, self._policy.of(policy), self._clock())
+        if ejection is not None:
+            log_ejection(endpoint, ejection, self._clock())
+        return ejection is not None
 
     def broke_off(self, endpoint: Endpoint) -> None:
         """An answer that had begun did not end."""
@@ -278,6 +287,18 @@ class Health:
             else:
                 suspects.append(suspect)
         return left_out(suspects, len(pods), policy.most_percent, now) if suspects else _NOBODY
+
+
+def log_ejection(endpoint: Endpoint, ejection: Ejection, now: float) -> None:
+    """Tell the operator."""
+    log.warning(
+        "endpoint_left_out",
+        pod=endpoint.pod,
+        endpoint=f"{endpoint.address}:{endpoint.port}",
+        cause=ejection.cause.name.lower(),
+        seconds=round(ejection.until - now, 1),
+        time_in_a_row=ejection.times,
+    )
 
 
 def _size_bytes(workers: int, capacity: int) -> int:

@@ -14,6 +14,7 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from matrixinfer.gateway.core.breaker import Cause
 from matrixinfer.gateway.core.types import EndpointState
 from matrixinfer.gateway.stats import (
     DURATION_BUCKETS,
@@ -30,8 +31,10 @@ from matrixinfer.service.metrics import zero
 
 __all__ = [
     "CERTIFICATE_EXPIRY",
+    "EJECTIONS",
     "ENDPOINTS",
     "ENDPOINT_STATES",
+    "LEFT_OUT",
     "PUBLISH_SECONDS",
     "REVISION",
     "WORKERS_SERVING",
@@ -51,6 +54,15 @@ REVISION: Final = Gauge("matrixinfer_gateway_snapshot_revision", "Revision of th
 ENDPOINTS: Final = Gauge("matrixinfer_gateway_endpoints", "Pods in the newest snapshot, by state.", ("state",))
 ENDPOINT_STATES: Final = tuple(EndpointState)
 zero(ENDPOINTS, ENDPOINT_STATES)
+CAUSES: Final = tuple(cause.name.lower() for cause in Cause)
+LEFT_OUT: Final = Gauge(
+    "matrixinfer_gateway_endpoints_left_out", "Pods that are given no requests for now, by cause.", ("cause",)
+)
+zero(LEFT_OUT, CAUSES)
+EJECTIONS: Final = Counter(
+    "matrixinfer_gateway_ejections_total", "Times a pod was left out for failing or for being far worse.", ("cause",)
+)
+zero(EJECTIONS, CAUSES)
 PUBLISH_SECONDS: Final = Histogram(
     "matrixinfer_gateway_snapshot_publish_seconds",
     "Time from the making of a snapshot until every worker routes by it.",

@@ -7,7 +7,9 @@ from pydantic import Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from matrixinfer.gateway.certificate import CertificateFiles
+from matrixinfer.gateway.core.breaker import BreakerPolicy
 from matrixinfer.gateway.core.budget import BudgetLimits
+from matrixinfer.gateway.core.outliers import OutlierPolicy
 from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.inlet import InletLimits
 from matrixinfer.gateway.wire.pool import PoolLimits
@@ -77,6 +79,17 @@ class GatewaySettings(ServiceSettings):
     retry_budget_percent: int = Field(20, ge=0, le=100, description="Share of a server's requests sent again.")
     retry_budget_least_per_second: float = Field(3.0, ge=0, description="Retries that a server always gets.")
 
+    eject_failures: int = Field(5, ge=0, le=1000, description="Failures in a row that leave an endpoint out; 0 never.")
+    eject_seconds: float = Field(10.0, gt=0, description="How long, the first time; it doubles each time after.")
+    eject_most_seconds: float = Field(300.0, gt=0, description="But never longer.")
+    eject_most_percent: int = Field(50, ge=0, le=100, description="Share of a server's endpoints that may be left out.")
+    eject_error_percent: int = Field(
+        50, ge=0, le=100, description="Share of errors, twice that of its peers, that leaves one out; 0 never."
+    )
+    eject_ttft_factor: float = Field(
+        5.0, ge=0, description="Times its peers' median time to first token that leaves one out; 0 never."
+    )
+
     @model_validator(mode="after")
     def _settling_leaves_time_to_drain(self) -> Self:
         if self.settle_seconds >= self.drain_seconds > 0:
@@ -123,6 +136,11 @@ class GatewaySettings(ServiceSettings):
         return PoolLimits(connect_seconds=self.connect_seconds, idle_seconds=self.upstream_idle_seconds)
 
     @property
+    def outlier_policy(self) -> OutlierPolicy:
+        """What is too much worse than its peers."""
+        return OutlierPolicy(self.eject_error_percent, self.eject_ttft_factor)
+
+    @property
     def traffic_defaults(self) -> TrafficDefaults:
         """What holds where no object says anything."""
         return TrafficDefaults(
@@ -131,5 +149,8 @@ class GatewaySettings(ServiceSettings):
             idle_seconds=self.idle_seconds,
             retry_attempts=self.retry_attempts,
             retry_interval_seconds=self.retry_interval_seconds,
+            breaker=BreakerPolicy(
+                self.eject_failures, self.eject_seconds, self.eject_most_seconds, self.eject_most_percent
+            ),
             retry_budget=BudgetLimits(self.retry_budget_percent / 100, self.retry_budget_least_per_second),
         )

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from matrixinfer.gateway.core.breaker import BreakerPolicy
 from matrixinfer.gateway.core.budget import BudgetLimits
 from matrixinfer.gateway.core.retry import RetryPolicy
 from matrixinfer.gateway.core.types import TrafficPolicy
@@ -20,6 +21,7 @@ class TrafficDefaults:
     retry_attempts: int = 2
     retry_interval_seconds: float = 0.025
     retry_budget: BudgetLimits = field(default_factory=BudgetLimits)
+    breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
 
 
 @dataclass(frozen=True, slots=True)

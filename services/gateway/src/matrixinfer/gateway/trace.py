@@ -37,6 +37,8 @@ class Trace:
     """The newest decision, to be replayed and explained."""
     retries: int = 0
     stale: int = 0
+    tripped: bool = False
+    """Its newest attempt was the failure that took the endpoint out."""
     failures: list[str] = field(default_factory=list)
     routed: bool = False
     waited: float = 0.0

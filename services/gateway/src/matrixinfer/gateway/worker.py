@@ -24,6 +24,7 @@ from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.schedule.rung import Ladder, next_ladder
 from matrixinfer.gateway.core.types import Snapshot
 from matrixinfer.gateway.handler import Handler
+from matrixinfer.gateway.health import HealthBoard
 from matrixinfer.gateway.ipc import (
     Acknowledged,
     Configure,
@@ -51,6 +52,19 @@ log = get_logger("worker")
 _REPORT_SECONDS = 1.0
 _LOOK_SECONDS = 0.25
 _ACCESS_LOG_CLOSE_SECONDS = 2.0
+_ARGUMENTS = (
+    "control-fd",
+    "listener-fd",
+    "index",
+    "workers",
+    "slots",
+    "board-fd",
+    "health-fd",
+    "ledger-fd",
+    "ledger-entries",
+    "prefix-fd",
+    "prefix-bytes",
+)
 
 
 class Worker:
@@ -64,6 +78,7 @@ class Worker:
         board: LoadBoard,
         prefixes: PrefixIndex,
         ledger: Ledger,
+        health: HealthBoard,
         listener: socket.socket,
         access: AccessLog,
     ) -> None:
@@ -79,6 +94,7 @@ class Worker:
             row=board.row(index),
             prefixes=prefixes,
             ledger=ledger,
+            health=health,
             stats=self._stats,
             access=access,
             defaults=config.traffic,
@@ -220,6 +236,7 @@ async def _run(arguments: argparse.Namespace) -> None:
     access = AccessLog(access_fd)
     ledger = Ledger(arguments.ledger_fd, arguments.workers, arguments.ledger_entries)
     board = LoadBoard(arguments.board_fd, arguments.workers, arguments.slots)
+    health = HealthBoard(arguments.health_fd, arguments.workers, arguments.slots)
     prefixes = PrefixIndex(
         arguments.prefix_fd,
         worker=arguments.index,
@@ -234,6 +251,7 @@ async def _run(arguments: argparse.Namespace) -> None:
             board=board,
             prefixes=prefixes,
             ledger=ledger,
+            health=health,
             listener=listener,
             access=access,
         )
@@ -247,18 +265,7 @@ async def _run(arguments: argparse.Namespace) -> None:
 def main() -> None:
     """Entry point of the process; the supervisor is the only caller."""
     parser = argparse.ArgumentParser(prog="matrixinfer-gateway-worker", description=__doc__)
-    for name in (
-        "control-fd",
-        "listener-fd",
-        "board-fd",
-        "index",
-        "workers",
-        "slots",
-        "ledger-fd",
-        "ledger-entries",
-        "prefix-fd",
-        "prefix-bytes",
-    ):
+    for name in _ARGUMENTS:
         parser.add_argument(f"--{name}", type=int, required=True)
     arguments = parser.parse_args()
     faulthandler.enable()

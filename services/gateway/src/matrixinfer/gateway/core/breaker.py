@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 from typing import Final, NamedTuple
 
+from matrixinfer.gateway.core.types import TrafficPolicy
+
 __all__ = ["BreakerPolicy", "Cause", "Ejection", "Standing", "Suspect", "eject", "is_tripped", "left_out", "standing"]
 
 _REMEMBERED_SECONDS: Final = 60.0
@@ -34,6 +36,17 @@ class BreakerPolicy:
     """But never longer."""
     most_percent: int = 50
     """Share of a server's endpoints that may be left out."""
+
+    def of(self, server: TrafficPolicy) -> "BreakerPolicy":
+        """Return the policy of a server, where it says something of its own."""
+        if server.eject_failures is None and server.eject_seconds is None and server.eject_most_percent is None:
+            return self
+        return BreakerPolicy(
+            self.failures if server.eject_failures is None else server.eject_failures,
+            self.base_seconds if server.eject_seconds is None else server.eject_seconds,
+            self.most_seconds,
+            self.most_percent if server.eject_most_percent is None else server.eject_most_percent,
+        )
 
     def seconds(self, times: int) -> float:
         """How long the ejection number `times` lasts."""

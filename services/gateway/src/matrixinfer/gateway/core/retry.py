@@ -6,7 +6,7 @@ Inference requests change nothing, so repeating one costs work, not correctness.
 from dataclasses import dataclass
 from enum import StrEnum
 
-__all__ = ["HELD_STATUSES", "Failure", "RetryPolicy", "may_retry", "status_is_transient"]
+__all__ = ["HELD_STATUSES", "Failure", "RetryPolicy", "may_retry", "speaks_of_endpoint", "status_is_transient"]
 
 
 class Failure(StrEnum):
@@ -36,16 +36,26 @@ HELD_STATUSES = frozenset({500, 502, 503, 504})
 
 _RETRYABLE = frozenset({Failure.CONNECT, Failure.STALE, Failure.RESET, Failure.PROTOCOL, Failure.ENDPOINT_GONE})
 
+_NOBODYS = frozenset({Failure.TOTAL, Failure.ENDPOINT_GONE})
+
 # What vLLM answers with status 500 once it was told to stop: another endpoint will do.
 _SHUTTING_DOWN = b"cannot schedule new futures after shutdown"
 
 
-def status_is_transient(status: int, body: bytes) -> bool:
+def status_is_transient(status: int, body: bytes = b"") -> bool:
     """Whether an engine's error says that this endpoint cannot, rather than that this request must not.
 
     502 and 503 do; 500 only with the words of an engine that shuts down; 504 is an answer that was waited for.
     """
     return status in (502, 503) or (status == 500 and _SHUTTING_DOWN in body)
+
+
+def speaks_of_endpoint(failure: Failure) -> bool:
+    """Whether a failure is the endpoint's: not the end of the time a request had, nor that of a pod that was deleted.
+
+    Of `Failure.STATUS` only that of a status which is transient.
+    """
+    return failure not in _NOBODYS
 
 
 def may_retry(failure: Failure, retries_done: int, policy: RetryPolicy, *, transient: bool = False) -> bool:

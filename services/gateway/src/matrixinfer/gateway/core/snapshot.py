@@ -115,7 +115,7 @@ def _server_policy(server: ModelServer) -> TrafficPolicy:
     policy = server.spec.traffic_policy
     if policy is None:
         return TrafficPolicy()
-    retry = policy.retry
+    retry, breaker = policy.retry, policy.circuit_breaker
     return TrafficPolicy(
         _seconds(policy.timeout),
         _seconds(policy.first_byte_timeout),
@@ -123,6 +123,9 @@ def _server_policy(server: ModelServer) -> TrafficPolicy:
         retry.attempts if retry else None,
         max(0.0, retry.retry_interval.total_seconds()) if retry else None,
         policy.max_in_flight_per_endpoint,
+        breaker.consecutive_failures if breaker else None,
+        _seconds(breaker.base_ejection) if breaker else None,
+        breaker.max_ejected_percent if breaker else None,
     )
 
 

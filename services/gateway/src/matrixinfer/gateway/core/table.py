@@ -25,13 +25,16 @@ class Pool:
     candidates: tuple[Endpoint, ...]
     """The endpoints at these positions."""
     slots: tuple[int, ...]
+    pods: Mapping[int, str]
+    """Uids of all that are ready, by slot; `narrowed` leaves it as it is."""
 
     @staticmethod
     def of(server: Server) -> "Pool":
         """Select the ready endpoints of `server`."""
         ready = tuple(i for i, e in enumerate(server.endpoints) if e.state is EndpointState.READY)
         candidates = tuple(server.endpoints[i] for i in ready)
-        return Pool(server, ready, candidates, tuple(endpoint.slot for endpoint in candidates))
+        slots = tuple(endpoint.slot for endpoint in candidates)
+        return Pool(server, ready, candidates, slots, {endpoint.slot: endpoint.uid for endpoint in candidates})
 
     def narrowed(self, position: int) -> "Pool":
         """The same server with one of its endpoints only."""

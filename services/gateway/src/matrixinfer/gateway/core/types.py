@@ -62,6 +62,9 @@ class TrafficPolicy(msgspec.Struct, frozen=True, array_like=True):
     retry_attempts: int | None = None
     retry_interval_seconds: float | None = None
     max_in_flight_per_endpoint: int | None = None
+    eject_failures: int | None = None
+    eject_seconds: float | None = None
+    eject_most_percent: int | None = None
 
 
 class PluginWeight(msgspec.Struct, frozen=True, array_like=True):

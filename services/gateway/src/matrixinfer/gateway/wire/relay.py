@@ -65,6 +65,7 @@ class Relay:
     """Sink of the engine's answer and watcher of the client, for one attempt."""
 
     __slots__ = (
+        "_began",
         "_clock",
         "_connection",
         "_deadlines",
@@ -99,6 +100,7 @@ class Relay:
         clock: Callable[[], float],
         *,
         may_hold: bool,
+        began: Callable[[int], None],
         observe_gap: Callable[[float], None],
         phase: int,
         opening: Callable[[bytes], bool] | None = None,
@@ -106,6 +108,7 @@ class Relay:
     ) -> None:
         """With `may_hold`, an answer of a status in HELD_STATUSES is kept back and becomes part of the outcome.
 
+        `began` is told the status once, when the first piece of the body comes, or when an empty answer is complete.
         `observe_gap` is told the seconds between two pieces, now and then; different `phase`s look at different ones.
         `opening` is shown how a good answer begins, before the client is, until it returns True.
         `hidden` takes out of a stream what the client did not ask for.
@@ -124,6 +127,7 @@ class Relay:
         self._observe_gap = observe_gap
         self._flushes = phase
         self._hidden = hidden
+        self._began = began
         self._clock = clock
         self._has_head = False
         self.extra_headers = extra_headers
@@ -189,6 +193,7 @@ class Relay:
         if self.first_body_at is None:
             self.first_body_at = self._clock()
             self.first_bytes = data[:END_BYTES]
+            self._began(self.status or 0)
         self.pieces += 1
         self._last_pieces.append(data if len(data) <= END_BYTES else data[-END_BYTES:])
         if self._opening is not None and self._opening(data):
@@ -208,6 +213,8 @@ class Relay:
     def end(self) -> None:
         """The answer is complete."""
         if self._held is None:
+            if self.first_body_at is None:
+                self._began(self.status or 0)
             if self._hidden is not None:
                 self._exchange.write(self._hidden.rest())
             self._exchange.finish()
