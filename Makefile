@@ -80,3 +80,7 @@ fuzz: $(STAMP)  ## throw mutated bytes at the gateway's parsers (SECONDS=…); f
 .PHONY: bench
 bench: setup cluster  ## the control-plane bench: ratios in one run
 	@$(PY) -m tests.bench.controlplane
+
+.PHONY: bench-gateway
+bench-gateway: $(STAMP)  ## the gateway against a bare relay and its peers: ratios in one run (QUICK=1 for minutes)
+	@$(PY) -m tests.bench.gateway $(if $(QUICK),--quick)
