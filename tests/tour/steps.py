@@ -187,7 +187,7 @@ async def responses_items(at: Tourist) -> None:
 
 
 async def responses_cancel(at: Tourist) -> None:
-    made = await at.openai.responses.create(model=at.model, input=QUESTION, background=True)
+    made = await at.openai.responses.create(model=at.model, input=QUESTION, max_output_tokens=TOKENS, background=True)
     assert made.status in ("queued", "in_progress")
     assert (await at.openai.responses.cancel(made.id)).status in ("cancelled", "completed")
 
