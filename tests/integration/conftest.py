@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.integration.gateway_world import Gateway, GatewayStarter, World
 
 from matrixinfer.devcluster import ControlPlane, repository
 from matrixinfer.devcluster.binaries import build_extra
@@ -103,6 +104,36 @@ def service_process(control_plane: ControlPlane) -> Iterator[ServiceStarter]:
         yield start
         for process in reversed(started):
             process.stop()
+
+
+@pytest.fixture
+def world(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Iterator[World]:
+    """A namespace in which a test makes engines, pods, servers and routes."""
+    made = World(control_plane, namespace, tmp_path, iter(range(2, 250)))
+    yield made
+    for engine in made.engines:
+        engine.process.kill()
+        engine.process.wait()
+
+
+@pytest.fixture
+def gateway(service_process: Callable[..., ServiceProcess], namespace: str) -> GatewayStarter:
+    """`gateway(settle_seconds="1")`: a real gateway with two workers that routes what lies in the namespace."""
+
+    def start(**env: str) -> Gateway:
+        (port,) = free_ports(1)
+        settings = {
+            "MATRIXINFER_GATEWAY_HOST": "127.0.0.1",
+            "MATRIXINFER_GATEWAY_PORT": str(port),
+            "MATRIXINFER_GATEWAY_WORKERS": "2",
+            "MATRIXINFER_GATEWAY_SETTLE_SECONDS": "0.2",
+            # Names are global: what a test before left behind, in a namespace that is going away, owns them still.
+            "MATRIXINFER_GATEWAY_WATCH_NAMESPACE": namespace,
+            **{f"MATRIXINFER_GATEWAY_{name.upper()}": value for name, value in env.items()},
+        }
+        return Gateway(service_process("gateway", settings), f"http://127.0.0.1:{port}")
+
+    return start
 
 
 @pytest.fixture(scope="session")
