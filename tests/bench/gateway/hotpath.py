@@ -1,7 +1,7 @@
 """What one request costs in Python alone: a worker's real parts, with transports that lead nowhere.
 
-`python -m tests.bench.gateway.hotpath [--profile] [--stream]` feeds whole requests to the inlet and whole answers to the
-connections that the worker then writes to, in one process without a network. What is left are microseconds that no
+`python -m tests.bench.gateway.hotpath [--profile] [--stream]` feeds whole requests to the inlet and whole answers to
+the connections that the worker then writes to, in one process without a network. What is left are microseconds that no
 kernel and no neighbour blurs: the number to look at while making the hot path faster.
 """
 
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import uvloop
+from tests.bench.gateway.bare_relay import Client, Engine, Relay
 
 from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.board import LoadBoard
@@ -28,12 +29,13 @@ from matrixinfer.gateway.wire.pool import PoolLimits
 from matrixinfer.gateway.wire.server import InletLimits, _Connection
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 from matrixinfer.gateway.worker import Worker
-from tests.bench.gateway.bare_relay import Client, Engine, Relay
 
 _SLOTS = 1024
-_WORDS = "time year people way day man thing woman life child world school state family student group country ".split()
+_WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
 _BODY_END = b'"},"finish_reason":"stop"}],"usage":{"prompt_tokens":400,"completion_tokens":48,"total_tokens":448}}'
-_ANSWER = b'{"id":"chatcmpl-bench","choices":[{"index":0,"message":{"role":"assistant","content":"' + b"x" * 300 + _BODY_END
+_ANSWER = (
+    b'{"id":"chatcmpl-bench","choices":[{"index":0,"message":{"role":"assistant","content":"' + b"x" * 300 + _BODY_END
+)
 _CHUNK = b'data: {"id":"chatcmpl-bench","choices":[{"index":0,"delta":{"content":"token"},"finish_reason":null}]}\n\n'
 
 
@@ -128,7 +130,9 @@ def snapshot(endpoints: int) -> Snapshot:
     """One model behind one route and one server."""
     pods = tuple(Endpoint(i, f"engine-{i}", f"uid-{i}", f"127.4.1.{i}", 8000) for i in range(endpoints))
     rule = Rule("all", None, (Target("server", 100, 0),))
-    return Snapshot(1, (Server("default", "server", None, "vLLM", pods),), (Route("default", "route", "m", (), (rule,)),))
+    return Snapshot(
+        1, (Server("default", "server", None, "vLLM", pods),), (Route("default", "route", "m", (), (rule,)),)
+    )
 
 
 async def run_worker(count: int, endpoints: int, size: int, stream: bool, start: Callable[[], None]) -> int:

@@ -5,7 +5,8 @@ nothing changes while a request is being placed.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from matrixinfer.gateway import errors
 from matrixinfer.gateway.access import DecisionRecord
@@ -30,8 +31,7 @@ __all__ = ["Choice", "Chooser", "Load"]
 _NO_POLICY = TrafficPolicy()
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+class Choice(msgspec.Struct, frozen=True):
     """Where an attempt goes."""
 
     policy: TrafficPolicy
@@ -50,8 +50,7 @@ class Choice:
             self.placement.undo()
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(msgspec.Struct, frozen=True):
     """What a request weighs, read once before it is placed: its body in bytes, its prompt as far as it is known."""
 
     size: int

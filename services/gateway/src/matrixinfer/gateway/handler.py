@@ -7,8 +7,9 @@ only layer that retries.
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import datetime
+
+import msgspec
 
 from matrixinfer.gateway import errors
 from matrixinfer.gateway.access import AccessLog
@@ -201,7 +202,7 @@ class Handler:
         choice = self._chooser.keeper_of(object_id, kept_by, trace)
         began = asyncio.get_running_loop().time()
         agreed = terms(choice.policy, choice.server.policy, self._defaults, began)
-        outcome = await self._attempts.run(exchange, trace, choice, replace(agreed, retry=_NO_RETRY))
+        outcome = await self._attempts.run(exchange, trace, choice, msgspec.structs.replace(agreed, retry=_NO_RETRY))
         if outcome.failure is not None:
             self._end_badly(exchange, trace, outcome)
 

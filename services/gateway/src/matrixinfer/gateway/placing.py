@@ -7,9 +7,10 @@ be read from the beginning on two pods. There is no await in here.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
+
+import msgspec
 
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.load import Burden, EngineLoads, burden
@@ -33,8 +34,7 @@ _HURRIED_BYTES: Final = 16 * 1024
 _NO_HOLDINGS: Final[dict[int, Holding]] = {}
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
+class Placement(msgspec.Struct, frozen=True):
     """Where a request goes, and all that led there."""
 
     decision: Decision

@@ -8,6 +8,7 @@ restarted are not lost. When the supervisor goes away the worker finishes its st
 import argparse
 import asyncio
 import faulthandler
+import itertools
 import os
 import signal
 import socket
@@ -15,6 +16,7 @@ import ssl
 import sys
 import time
 import uuid
+from collections.abc import Callable
 
 import uvloop
 
@@ -100,7 +102,7 @@ class Worker:
             defaults=config.traffic,
             now=utcnow,
             clock=monotonic,
-            new_request_id=lambda: uuid.uuid4().hex,
+            new_request_id=_request_ids(),
             asks_for_usage=config.stream_usage == "ask",
         )
         self._tls = None if config.tls is None else certificate.load(config.tls)
@@ -212,6 +214,12 @@ class Worker:
     def _send(self, writer: asyncio.StreamWriter, message: Acknowledged | Report | Serving) -> None:
         if not writer.is_closing():
             writer.write(encode(message))
+
+
+def _request_ids() -> Callable[[], str]:
+    """Names for requests that came without one: drawn once per process, counted from there."""
+    prefix, number = uuid.uuid4().hex[:20], itertools.count()
+    return lambda: f"{prefix}{next(number):012x}"
 
 
 def _upstream_tls(ca_file: str | None) -> ssl.SSLContext:

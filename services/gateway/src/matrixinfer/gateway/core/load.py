@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from math import inf, nan
 from typing import Final
 
+import msgspec
+
 __all__ = ["UNKNOWN", "Burden", "EngineLoads", "EngineReport", "Loads", "burden", "still_to_come"]
 
 _BYTES_PER_TOKEN: Final = 4
@@ -17,8 +19,7 @@ _DECODE_TOKENS: Final = 256
 _AT_LEAST_TOKENS: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Burden:
+class Burden(msgspec.Struct, frozen=True, gc=False):
     """What one request lays on an endpoint, as far as it can be told before: bytes of its body, tokens the engine has
     to read before it can answer (those it has cached do not count), tokens it is expected to write."""
 
@@ -39,8 +40,7 @@ def still_to_come(expected: int, written: int) -> int:
     return max(expected - written, min(expected, _AT_LEAST_TOKENS))
 
 
-@dataclass(frozen=True, slots=True)
-class Loads:
+class Loads(msgspec.Struct, frozen=True):
     """Our own requests in flight per endpoint, over all workers of this gateway."""
 
     requests: Sequence[int]

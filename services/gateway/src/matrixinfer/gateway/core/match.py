@@ -5,8 +5,9 @@ writes or a client sends. The trap: an absent header counts as the empty string,
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TypeAlias
+
+import msgspec
 
 # RE2 ships no type information; all uses are in this file.
 import re2  # type: ignore[import-untyped]
@@ -23,8 +24,7 @@ class PatternError(ValueError):
     """A regular expression that RE2 refuses; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Ask:
+class Ask(msgspec.Struct, frozen=True):
     """What rules look at: the model asked for, the path without its query, headers by lower-case name."""
 
     model: str

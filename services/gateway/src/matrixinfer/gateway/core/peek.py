@@ -4,8 +4,6 @@ Owns the narrow decode and the refusals that come from it; forms have `form`. Un
 order are none of its business: the body travels on as the bytes that came in.
 """
 
-from dataclasses import dataclass
-
 import msgspec
 
 __all__ = ["BodyError", "Peek", "peek"]
@@ -19,8 +17,7 @@ class BodyError(ValueError):
         self.param = param
 
 
-@dataclass(frozen=True, slots=True)
-class Peek:
+class Peek(msgspec.Struct, frozen=True, gc=False):
     """The few members that routing needs."""
 
     model: str

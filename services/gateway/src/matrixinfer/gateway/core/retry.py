@@ -3,8 +3,9 @@
 Inference requests change nothing, so repeating one costs work, not correctness. This is the one layer that retries.
 """
 
-from dataclasses import dataclass
 from enum import StrEnum
+
+import msgspec
 
 __all__ = ["HELD_STATUSES", "Failure", "RetryPolicy", "may_retry", "speaks_of_endpoint", "status_is_transient"]
 
@@ -23,8 +24,7 @@ class Failure(StrEnum):
     STATUS = "status"
 
 
-@dataclass(frozen=True, slots=True)
-class RetryPolicy:
+class RetryPolicy(msgspec.Struct, frozen=True, gc=False):
     """How often a request may go to another endpoint, and the pause before one is asked a second time."""
 
     attempts: int

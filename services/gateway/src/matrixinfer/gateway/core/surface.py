@@ -1,6 +1,7 @@
 """Which paths the gateway answers, forwards or refuses. Pure; paths are percent-decoded bytes without the query."""
 
 from enum import StrEnum
+from functools import lru_cache
 
 from matrixinfer.engines.catalog import ENGINES
 
@@ -45,6 +46,8 @@ class Surface(StrEnum):
 _METHODS = {Surface.INFERENCE: ("POST",), Surface.STORED: ("GET", "HEAD", "POST", "DELETE")}
 
 
+# Clients ask for a handful of paths; what a stranger makes up goes as it came.
+@lru_cache(maxsize=1024)
 def surface(path: bytes) -> Surface:
     """Classify a path. Dot segments, empty segments and control bytes are malformed: peers disagree about them."""
     bare = path.removesuffix(b"/")

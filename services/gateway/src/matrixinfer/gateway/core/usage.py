@@ -8,7 +8,6 @@ a JSON string its quotes are escaped, so the bytes `"usage"` are always a name.
 """
 
 import re
-from dataclasses import dataclass
 
 import msgspec
 
@@ -19,7 +18,8 @@ END_BYTES = 8 * 1024
 
 # An object with objects inside it, two deep: the details of a count. None of its strings holds a brace. llama.cpp
 # tells the counts of a stream in `timings`.
-_USAGE = re.compile(rb'"(?:usage|timings)"\s*+:\s*+(\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})*+\})')
+_USAGE = re.compile(rb'"(?:usage|timings)"\s*+:\s*+(\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})')
+_NAMES = (b'"usage"', b'"timings"')
 
 _BYTES_PER_TOKEN = 4
 
@@ -27,8 +27,7 @@ _BYTES_PER_TOKEN = 4
 _GENERATING = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/messages"})
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(msgspec.Struct, frozen=True, gc=False):
     """Tokens of one request; `cached` are those of the prompt that the engine had in its cache already."""
 
     prompt: int
@@ -62,8 +61,7 @@ class _Members(msgspec.Struct):
 _decoder = msgspec.json.Decoder(_Members)
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(msgspec.Struct, frozen=True, gc=False):
     """What is known of an answer when it is over, or when its client left."""
 
     path: bytes
@@ -97,7 +95,9 @@ def _estimated(request_bytes: int, pieces: int) -> Usage:
 
 def _reported(first: bytes, last: bytes) -> Usage | None:
     """What the engine says; its word at the end goes before its word at the beginning."""
-    end, begin = _found(last), _found(first)
+    end = _found(last)
+    # A short answer is its own beginning and end.
+    begin = None if first == last else _found(first)
     if end is None or begin is None:
         found = end or begin
         return None if found is None else _usage(found)
@@ -109,11 +109,12 @@ def _reported(first: bytes, last: bytes) -> Usage | None:
 
 def _found(data: bytes) -> _Members | None:
     """The last object called `usage`, leaving out those that are null or cut off."""
-    last = None
+    # From the end backwards: the last one holds, and a search for plain bytes is much faster than one for a pattern.
     # llama.cpp ends a document with both; `timings` alone leaves out nothing that `usage` has.
-    for last in _USAGE.finditer(data):  # noqa: B007
-        pass
-    if last is None:
+    at = max(map(data.rfind, _NAMES))
+    while at >= 0 and (last := _USAGE.match(data, at)) is None:
+        at = max(data.rfind(name, 0, at) for name in _NAMES)
+    if at < 0 or last is None:
         return None
     try:
         return _decoder.decode(last[1])

@@ -149,16 +149,19 @@ class Exchange(Protocol):
 
 def end_to_end(headers: Headers, *, drop: frozenset[bytes] = frozenset()) -> list[tuple[bytes, bytes]]:
     """Return the headers that may travel on: neither hop-by-hop, nor named by `Connection`, nor in `drop`."""
-    unwanted = _HOP_BY_HOP | drop
-    for name, value in headers:
-        if name == b"connection":
-            unwanted |= {token.strip().lower() for token in value.split(b",")}
-    return [(name, value) for name, value in headers if name not in unwanted]
+    kept = [pair for pair in headers if pair[0] not in _HOP_BY_HOP and pair[0] not in drop]
+    if len(kept) == len(headers):
+        return kept
+    named = [token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")]
+    return [pair for pair in kept if pair[0] not in named] if named else kept
 
 
 def header(headers: Headers, name: bytes) -> bytes | None:
     """Return the first value of a header."""
-    return next((value for key, value in headers if key == name), None)
+    for key, value in headers:
+        if key == name:
+            return value
+    return None
 
 
 def has_no_body(status: int) -> bool:

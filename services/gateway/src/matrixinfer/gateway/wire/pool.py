@@ -10,6 +10,8 @@ import ssl
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import msgspec
+
 from matrixinfer.gateway.core.types import Endpoint
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 
@@ -23,8 +25,7 @@ class ConnectError(Exception):
     """No connection to the endpoint could be made; the text says why."""
 
 
-@dataclass(frozen=True, slots=True)
-class Peer:
+class Peer(msgspec.Struct, frozen=True, gc=False):
     """Where an engine listens."""
 
     address: str

@@ -12,10 +12,12 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import msgspec
+
 from matrixinfer.gateway.core.hiddenusage import HiddenUsage
 from matrixinfer.gateway.core.retry import HELD_STATUSES, Failure
 from matrixinfer.gateway.core.usage import END_BYTES
-from matrixinfer.gateway.wire.message import Exchange, Headers, end_to_end
+from matrixinfer.gateway.wire.message import Exchange, Headers, end_to_end, header
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 
 __all__ = ["Deadlines", "Held", "Outcome", "Relay", "is_event_stream"]
@@ -31,8 +33,7 @@ _GAPS = 16
 _DROPPED = frozenset({b"content-length", b"x-request-id"})
 
 
-@dataclass(frozen=True, slots=True)
-class Deadlines:
+class Deadlines(msgspec.Struct, frozen=True, gc=False):
     """Loop times and spans of one attempt, in seconds. `ends_at` is for the request as a whole."""
 
     first_byte_seconds: float
@@ -50,8 +51,7 @@ class Held:
     body: bytearray
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(msgspec.Struct, frozen=True):
     """How an attempt ended. No failure and nothing held: the client has the whole answer."""
 
     failure: Failure | None = None
@@ -167,7 +167,7 @@ class Relay:
         self._timer.cancel()
         self._timer = self._loop.call_at(self._due(), self._check)
         self.status = status
-        self.content_type = next((value for name, value in headers if name == b"content-type"), b"")
+        self.content_type = header(headers, b"content-type") or b""
         kept = [*end_to_end(headers, drop=_DROPPED), *self.extra_headers]
         if self._held is not None and status in HELD_STATUSES:
             self._held = Held(status, kept, length, bytearray())

@@ -102,16 +102,14 @@ class Profile:
     name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Removal:
+class Removal(msgspec.Struct, frozen=True):
     """What one filter took out."""
 
     filter: str
     positions: tuple[int, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(msgspec.Struct, frozen=True):
     """The chosen endpoint with everything that led to it."""
 
     endpoint: Endpoint
@@ -122,8 +120,7 @@ class Decision:
     picker: str
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(msgspec.Struct, frozen=True):
     """No endpoint is left; `filter` is the one that removed the last, empty when there was none to begin with."""
 
     filter: str
