@@ -28,6 +28,7 @@ from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.terms import TrafficDefaults
+from matrixinfer.gateway.tracing import Tracer
 from matrixinfer.gateway.wire.inlet import Answerer, InletLimits
 from matrixinfer.gateway.wire.pool import PoolLimits, UpstreamPool
 from matrixinfer.gateway.wire.server import HttpInlet
@@ -225,6 +226,7 @@ class Rig:
         self.name = "m"
         self.engine_name = "vLLM"
         self.revision = 0
+        self.tracer: Tracer | None = None
         self.stopping = asyncio.Event()
         self.clients: list[Client] = []
         self.port = 0
@@ -268,6 +270,7 @@ class Rig:
             now=utcnow,
             clock=monotonic,
             new_request_id=lambda: f"made-{len(self.records)}",
+            tracer=self.tracer,
         )
         await self.serve(self.handler)
         self.publish()

@@ -73,6 +73,7 @@ class AccessRecord(msgspec.Struct, omit_defaults=True):
     completion_tokens: int = -1
     cached_tokens: int = -1
     tokens_estimated: bool = False
+    trace_id: str = ""
     decision: DecisionRecord | None = None
 
 

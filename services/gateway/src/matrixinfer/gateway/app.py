@@ -139,6 +139,9 @@ def _configuration(settings: GatewaySettings) -> Configure:
         upstream_ca_file=str(settings.upstream_ca_file) if settings.upstream_ca_file else None,
         stream_usage=settings.stream_usage,
         tls=settings.tls,
+        spans=settings.export_settings,
+        sampler=settings.otel_sampler,
+        sampler_ratio=settings.otel_sampler_ratio,
         drain_seconds=max(0.0, settings.drain_seconds - settings.settle_seconds - _STOP_SECONDS),
     )
 

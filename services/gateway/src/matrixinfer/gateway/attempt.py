@@ -24,6 +24,7 @@ from matrixinfer.gateway.health import Health
 from matrixinfer.gateway.ledger import LedgerPage
 from matrixinfer.gateway.terms import Terms
 from matrixinfer.gateway.trace import Trace
+from matrixinfer.gateway.tracing import AttemptTimes, Tracer
 from matrixinfer.gateway.wire.message import Exchange, Request, end_to_end, request_head
 from matrixinfer.gateway.wire.pool import ConnectError, Peer, UpstreamPool
 from matrixinfer.gateway.wire.relay import Outcome, Relay, is_event_stream
@@ -48,6 +49,7 @@ _NOT_FOR_ENGINES = frozenset(
     }
 )
 
+_NOT_FOR_ENGINES_OF_TRACED = _NOT_FOR_ENGINES | {b"traceparent", b"tracestate"}
 
 # Paths that an engine has under another name only.
 _SPELLINGS: Mapping[str, Mapping[bytes, bytes]] = {
@@ -69,8 +71,10 @@ class Attempts:
         health: Health,
         clock: Callable[[], float],
         asks_for_usage: bool = True,
+        tracer: Tracer | None = None,
     ) -> None:
         """`asks_for_usage` lets engines count the streams of clients that did not ask, unseen by these."""
+        self._tracer = tracer
         self._pool = pool
         self._page = page
         self._health = health
@@ -137,16 +141,24 @@ class Attempts:
     ) -> Outcome:
         loop, clock, endpoint = asyncio.get_running_loop(), self._clock, choice.endpoint
         before = clock()
+        noted = self._tracer.attempt(trace.spans, endpoint, before) if self._tracer and trace.spans else None
+        if noted is not None:
+            trace.context = noted.context
         connection = self._pool.take(peer, loop.time()) if pooled else None
         reused = connection is not None
         if connection is None:
             try:
                 connection = await self._pool.connect(peer)
             except ConnectError as exc:
+                if noted is not None:
+                    noted.failure = Failure.CONNECT.value
                 return Outcome(Failure.CONNECT, None, str(exc), untouched=True)
             finally:
-                trace.connect_seconds = clock() - before
+                now = clock()
+                trace.connect_seconds = now - before
                 trace.waited += trace.connect_seconds
+                if noted is not None:
+                    noted.ended = now
         self._relays += 1
         relay = Relay(
             exchange,
@@ -163,10 +175,13 @@ class Attempts:
         )
         relays = self._in_flight[endpoint.uid]
         relays.add(relay)
-        trace.sent_at = clock()
+        sent = clock()
         try:
             # Rendered here and kept by nobody: a long prompt must not be held for as long as its answer streams.
-            relay.start(_outgoing(exchange.request, choice, trace))
+            data = _outgoing(exchange.request, choice, trace)
+            trace.sent_at = sent = clock()
+            relay.start(data)
+            del data
             outcome = await relay.outcome
         finally:
             relay.stop()
@@ -175,10 +190,12 @@ class Attempts:
                 self._in_flight.pop(endpoint.uid, None)
             _note_answer(trace, relay, exchange)
             if trace.is_event_stream and relay.first_body_at is not None:
-                self._health.first_token(endpoint, relay.first_body_at - trace.sent_at)
+                self._health.first_token(endpoint, relay.first_body_at - sent)
+            if noted is not None:
+                _note_times(noted, relay, sent, clock(), reused=reused)
         if reused and outcome.untouched and outcome.failure is Failure.RESET:
             return Outcome(Failure.STALE, None, outcome.detail, untouched=True)
-        trace.waited += clock() - trace.sent_at if outcome.failure is not None else 0.0
+        trace.waited += clock() - sent if outcome.failure is not None else 0.0
         return outcome
 
     def _opening(self, endpoint: Endpoint) -> Callable[[bytes], bool]:
@@ -217,6 +234,15 @@ def _note_answer(trace: Trace, relay: Relay, exchange: Exchange) -> None:
     trace.usage = usage_of(answer, exchange.bytes_in)
 
 
+def _note_times(noted: AttemptTimes, relay: Relay, sent: float, ended: float, *, reused: bool) -> None:
+    noted.reused, noted.sent, noted.ended = reused, sent, ended
+    noted.first_byte, noted.status = relay.first_body_at, relay.status
+    if relay.outcome.cancelled():
+        noted.failure = "client_gone"
+    elif relay.outcome.done() and (failure := relay.outcome.result().failure) is not None:
+        noted.failure = failure.value
+
+
 def _may_ask_for_usage(request: Request, server: Server, trace: Trace) -> bool:
     return (
         trace.stream
@@ -236,8 +262,9 @@ def _outgoing(request: Request, choice: Choice, trace: Trace) -> bytes:
     host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
     headers = [
         (b"host", f"{host}:{endpoint.port}".encode()),
-        *end_to_end(request.headers, drop=_NOT_FOR_ENGINES),
+        *end_to_end(request.headers, drop=_NOT_FOR_ENGINES if trace.context is None else _NOT_FOR_ENGINES_OF_TRACED),
         trace.id_header,
+        *trace.context_headers,
     ]
     if body or request.method == "POST":
         headers.append((b"content-length", b"%d" % len(body)))

@@ -24,6 +24,7 @@ from matrixinfer.gateway.core.peek import BodyError, Peek, peek
 from matrixinfer.gateway.core.prompt import NOTHING, is_generation, read_prompt
 from matrixinfer.gateway.core.retry import Failure, RetryPolicy, may_retry, status_is_transient
 from matrixinfer.gateway.core.schedule.rung import Rung
+from matrixinfer.gateway.core.spans import Attributes
 from matrixinfer.gateway.core.surface import Surface, allowed_methods, listed_model, stored_object, surface
 from matrixinfer.gateway.core.table import Table
 from matrixinfer.gateway.core.types import Snapshot
@@ -35,6 +36,7 @@ from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.stats import UNKNOWN_MODEL, Stats
 from matrixinfer.gateway.terms import Terms, TrafficDefaults, terms
 from matrixinfer.gateway.trace import Trace
+from matrixinfer.gateway.tracing import Summary, Tracer
 from matrixinfer.gateway.wire.message import Exchange, Headers, Refusal, Request, header
 from matrixinfer.gateway.wire.pool import Peer, UpstreamPool
 from matrixinfer.gateway.wire.relay import Held, Outcome
@@ -45,6 +47,7 @@ __all__ = ["Handler"]
 log = get_logger("handler")
 
 _JSON = (b"content-type", b"application/json")
+_TRACED = frozenset({Surface.INFERENCE, Surface.STORED})
 _NO_RETRY = RetryPolicy(0, 0.0)
 _CLIENT_GONE_STATUS = 499
 _PROMPT_LIMIT_BYTES = 8 * 2**20
@@ -72,7 +75,9 @@ class Handler:
         clock: Callable[[], float],
         new_request_id: Callable[[], str],
         asks_for_usage: bool = True,
+        tracer: Tracer | None = None,
     ) -> None:
+        self._tracer = tracer
         self._worker = worker
         self._board = board
         self._prefixes = prefixes
@@ -93,6 +98,7 @@ class Handler:
             health=self._health,
             clock=clock,
             asks_for_usage=asks_for_usage,
+            tracer=tracer,
         )
         self._budgets = Budgets(defaults.retry_budget)
         self.rung = Rung.FULL
@@ -157,6 +163,8 @@ class Handler:
             raise GatewayError(400, "The path is malformed.")
         if kind is Surface.NOTHING:
             raise errors.not_found(request.path.decode(errors="replace"))
+        if self._tracer is not None and kind in _TRACED:
+            trace.follow(self._tracer.begin(request))
         allowed = allowed_methods(kind)
         if request.method == "OPTIONS":
             self._answer_options(exchange, trace, allowed)
@@ -250,7 +258,10 @@ class Handler:
             trace.routed, trace.route = True, f"{entry.route.namespace}/{entry.route.name}"
             trace.lobby = trace.series = self._stats.series(trace.model, trace.route)
             trace.lobby.begin()
+        began = self._clock() if trace.spans is not None else 0.0
         choice = chooser.choose(entry, ask, trace, load, tried=tried, kept_by=kept_by, rung=self.rung)
+        if trace.spans is not None:
+            trace.spans.phases.append(("schedule", began, self._clock(), _noted(chooser.table.revision, choice)))
         trace.series = self._stats.series(trace.model, trace.route, choice.server.name)
         return choice
 
@@ -330,6 +341,8 @@ class Handler:
             series.queue.observe(trace.queued_seconds)
         if (overhead := trace.overhead_seconds(received)) is not None:
             series.overhead.observe(overhead)
+        if self._tracer is not None and trace.spans is not None:
+            self._tracer.end(trace.spans, _summary(exchange.request, trace, now))
         self._access.write(trace.record(exchange, worker=self._worker, time=self._now(), total_seconds=now - received))
 
 
@@ -359,6 +372,30 @@ def _header_texts(headers: Headers) -> dict[str, str]:
         # A header that came twice means the list of both.
         texts[key] = f"{texts[key]}, {text}" if key in texts else text
     return texts
+
+
+def _noted(revision: int, choice: Choice) -> Attributes:
+    """What a trace holds of a decision; the whole of it is on the page that explains a request."""
+    return {
+        "matrixinfer.revision": revision,
+        "matrixinfer.server": choice.server.name,
+        "k8s.pod.name": choice.endpoint.pod,
+    }
+
+
+def _summary(request: Request, trace: Trace, ended: float) -> Summary:
+    return Summary(
+        request,
+        trace.request_id,
+        trace.status,
+        trace.outcome,
+        trace.model,
+        trace.route,
+        trace.server,
+        trace.stream,
+        trace.usage,
+        ended,
+    )
 
 
 def _pass_on(exchange: Exchange, held: Held) -> None:

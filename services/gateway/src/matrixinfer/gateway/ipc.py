@@ -12,6 +12,7 @@ import msgspec
 
 from matrixinfer.gateway.certificate import CertificateFiles
 from matrixinfer.gateway.core.types import Snapshot
+from matrixinfer.gateway.export import ExportSettings
 from matrixinfer.gateway.stats import StatsReport
 from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.inlet import InletLimits
@@ -49,6 +50,9 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     stream_usage: Literal["ask", "as-sent"] = "ask"
     tls: CertificateFiles | None = None
     """Without it, clients speak plain HTTP."""
+    spans: ExportSettings = ExportSettings()
+    sampler: str = "parentbased_always_on"
+    sampler_ratio: float = 1.0
 
 
 class Publish(msgspec.Struct, frozen=True, tag="publish"):

@@ -136,6 +136,8 @@ class Traffic(Collector):
         yield _counter("upstream_connections_opened", "Connections made to engines.", (), opened)
         dropped = {(): total.access_log_dropped}
         yield _counter("access_log_dropped_lines", "Access-log lines lost because nobody read stdout.", (), dropped)
+        yield _counter("spans_exported", "Spans that a collector took.", (), {(): total.spans_exported})
+        yield _counter("spans_dropped", "Spans that no collector got.", (), {(): total.spans_dropped})
         in_flight = {key: report.in_flight for key, report in routes.items()}
         yield _gauge("in_flight_requests", "Requests being served.", _ROUTE_LABELS, in_flight)
         yield _gauge("client_connections", "Open connections from clients.", (), {(): total.connections})
@@ -182,6 +184,8 @@ def _counters(report: StatsReport) -> StatsReport:
         {key: msgspec.structs.replace(series, in_flight=0) for key, series in report.series.items()},
         upstream_opened=report.upstream_opened,
         access_log_dropped=report.access_log_dropped,
+        spans_exported=report.spans_exported,
+        spans_dropped=report.spans_dropped,
     )
 
 
@@ -197,6 +201,8 @@ def _merged(reports: Sequence[StatsReport]) -> StatsReport:
         sum(report.upstream_connections for report in reports),
         sum(report.upstream_opened for report in reports),
         sum(report.access_log_dropped for report in reports),
+        sum(report.spans_exported for report in reports),
+        sum(report.spans_dropped for report in reports),
     )
 
 

@@ -10,15 +10,15 @@ from matrixinfer.gateway.certificate import CertificateFiles
 from matrixinfer.gateway.core.breaker import BreakerPolicy
 from matrixinfer.gateway.core.budget import BudgetLimits
 from matrixinfer.gateway.core.outliers import OutlierPolicy
+from matrixinfer.gateway.telemetry import TelemetrySettings
 from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.inlet import InletLimits
 from matrixinfer.gateway.wire.pool import PoolLimits
-from matrixinfer.service.settings import ServiceSettings
 
 __all__ = ["GatewaySettings"]
 
 
-class GatewaySettings(ServiceSettings):
+class GatewaySettings(TelemetrySettings):
     """Everything that an operator can set."""
 
     model_config = SettingsConfigDict(env_prefix="MATRIXINFER_GATEWAY_")

@@ -168,6 +168,8 @@ class StatsReport(msgspec.Struct, frozen=True):
     upstream_connections: int = 0
     upstream_opened: int = 0
     access_log_dropped: int = 0
+    spans_exported: int = 0
+    spans_dropped: int = 0
 
 
 class Histogram:
@@ -299,7 +301,14 @@ class Stats:
                 series.expect(code, outcome)
 
     def report(
-        self, *, connections: int, upstream_connections: int, upstream_opened: int, access_log_dropped: int
+        self,
+        *,
+        connections: int,
+        upstream_connections: int,
+        upstream_opened: int,
+        access_log_dropped: int,
+        spans_exported: int = 0,
+        spans_dropped: int = 0,
     ) -> StatsReport:
         """Return what changed since the last call, with the numbers that others count."""
         changed = {key: series for key, series in self._series.items() if series.changed}
@@ -311,6 +320,8 @@ class Stats:
             upstream_connections,
             upstream_opened,
             access_log_dropped,
+            spans_exported,
+            spans_dropped,
         )
 
     def _new(self, key: SeriesKey) -> Series:

@@ -5,10 +5,12 @@ from datetime import datetime
 
 from matrixinfer.gateway.access import AccessRecord, DecisionRecord
 from matrixinfer.gateway.core.schedule.record import Recorded
+from matrixinfer.gateway.core.tracecontext import TraceContext
 from matrixinfer.gateway.core.types import Endpoint, Server
 from matrixinfer.gateway.core.usage import Usage
 from matrixinfer.gateway.stats import Series
-from matrixinfer.gateway.wire.message import Exchange
+from matrixinfer.gateway.tracing import Spans
+from matrixinfer.gateway.wire.message import Exchange, Headers
 
 __all__ = ["Trace"]
 
@@ -49,6 +51,10 @@ class Trace:
     queued_seconds: float | None = None
     """What it waited for room, when it had to."""
     usage: Usage | None = None
+    spans: Spans | None = None
+    """Where times are noted for a distributed trace; None when the request is not traced."""
+    context: TraceContext | None = None
+    """How the engine shall refer to the distributed trace; None leaves what the client said."""
     is_event_stream: bool = False
     """What the answer is, whatever the request asked for."""
 
@@ -56,6 +62,21 @@ class Trace:
     def id_header(self) -> tuple[bytes, bytes]:
         """The header that names the request, to engines and to clients."""
         return b"x-request-id", self.request_id.encode()
+
+    @property
+    def context_headers(self) -> Headers:
+        """What tells the engine of the distributed trace, instead of what the client said."""
+        if self.context is None:
+            return ()
+        state = self.spans.state.encode("latin-1") if self.spans else b""
+        return [(b"traceparent", self.context.header), *([(b"tracestate", state)] if state else [])]
+
+    def follow(self, begun: Spans | TraceContext | None) -> None:
+        """Take part in a distributed trace, as far as the tracer wants."""
+        if isinstance(begun, Spans):
+            self.spans, self.context = begun, begun.context
+        else:
+            self.context = begun
 
     def overhead_seconds(self, received: float) -> float | None:
         """What the gateway itself took of a request that was complete at `received`; None when none was sent on."""
@@ -100,6 +121,7 @@ class Trace:
             completion_tokens=usage.completion if usage else -1,
             cached_tokens=usage.cached if usage else -1,
             tokens_estimated=usage is not None and usage.is_estimate,
+            trace_id=self.spans.context.trace_id if self.spans else "",
             decision=self.decision,
         )
 

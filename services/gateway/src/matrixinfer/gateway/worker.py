@@ -10,6 +10,7 @@ import asyncio
 import faulthandler
 import itertools
 import os
+import random
 import signal
 import socket
 import ssl
@@ -24,7 +25,9 @@ from matrixinfer.gateway import certificate
 from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.schedule.rung import Ladder, next_ladder
+from matrixinfer.gateway.core.tracecontext import sampler
 from matrixinfer.gateway.core.types import Snapshot
+from matrixinfer.gateway.export import SpanExporter
 from matrixinfer.gateway.handler import Handler
 from matrixinfer.gateway.health import HealthBoard
 from matrixinfer.gateway.ipc import (
@@ -41,6 +44,7 @@ from matrixinfer.gateway.ipc import (
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.stats import Stats
+from matrixinfer.gateway.tracing import Tracer
 from matrixinfer.gateway.wire.pool import UpstreamPool
 from matrixinfer.gateway.wire.server import HttpInlet
 from matrixinfer.service import logging
@@ -67,6 +71,7 @@ _ARGUMENTS = (
     "prefix-fd",
     "prefix-bytes",
 )
+_EXPORT_CLOSE_SECONDS = 2.0
 
 
 class Worker:
@@ -88,6 +93,7 @@ class Worker:
         self._listener = listener
         self._access = access
         self._stats = Stats()
+        self._exporter, tracer = _tracing(index, config)
         self._pool = UpstreamPool(config.pool, _upstream_tls(config.upstream_ca_file))
         self._handler = Handler(
             worker=index,
@@ -104,6 +110,7 @@ class Worker:
             clock=monotonic,
             new_request_id=_request_ids(),
             asks_for_usage=config.stream_usage == "ask",
+            tracer=tracer,
         )
         self._tls = None if config.tls is None else certificate.load(config.tls)
         context = None if self._tls is None else self._tls.context
@@ -130,6 +137,9 @@ class Worker:
                     helper.cancel()
                 self._send(writer, self._report())
                 self._pool.close()
+                if self._exporter is not None:
+                    # A collector that is away must not hold the process, nor the supervisor's view of it, for long.
+                    await asyncio.to_thread(self._exporter.close, _EXPORT_CLOSE_SECONDS)
 
     async def _serve(self, writer: asyncio.StreamWriter) -> None:
         await self._has_snapshot.wait()
@@ -208,6 +218,8 @@ class Worker:
                 upstream_connections=self._pool.size,
                 upstream_opened=self._pool.opened,
                 access_log_dropped=self._access.dropped,
+                spans_exported=self._exporter.exported if self._exporter else 0,
+                spans_dropped=self._exporter.dropped if self._exporter else 0,
             )
         )
 
@@ -220,6 +232,22 @@ def _request_ids() -> Callable[[], str]:
     """Names for requests that came without one: drawn once per process, counted from there."""
     prefix, number = uuid.uuid4().hex[:20], itertools.count()
     return lambda: f"{prefix}{next(number):012x}"
+
+
+def _tracing(index: int, config: Configure) -> tuple[SpanExporter | None, Tracer | None]:
+    """Nothing at all where nobody collects: no thread, and not a branch of a request beyond asking for a tracer."""
+    if not config.spans.endpoint:
+        return None, None
+    instance = {"matrixinfer.worker": str(index), "process.pid": str(os.getpid())}
+    exporter = SpanExporter(config.spans, {**instance, **config.spans.resource})
+    tracer = Tracer(
+        sampler(config.sampler, config.sampler_ratio),
+        exporter,
+        random_bits=random.getrandbits,
+        clock=monotonic,
+        now_nanoseconds=time.time_ns,
+    )
+    return exporter, tracer
 
 
 def _upstream_tls(ca_file: str | None) -> ssl.SSLContext:
