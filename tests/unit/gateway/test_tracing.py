@@ -319,7 +319,7 @@ def test_a_collector_that_is_away_costs_spans_and_nothing_else() -> None:
     began = time.monotonic()
     for number in range(1000):
         exporter.add([span(number)])
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 5
     exporter.close(10)
     assert (exporter.exported, exporter.dropped) == (0, 1000)
 
