@@ -1,5 +1,7 @@
 """A quick look at a page: the same numbers as the whole page gives, wherever they stand."""
 
+import time
+from collections.abc import Callable
 from typing import TypeAlias
 
 import pytest
@@ -58,6 +60,21 @@ def test_every_further_look_gives_what_one_of_the_names_gives(pages: list[tuple[
             assert quick.number(metric) in (said if quick.family(metric) else [None])
 
 
+def test_a_page_that_says_the_same_gives_the_same_reading() -> None:
+    glance = Glance([Metric.RUNNING])
+    end = page({"vllm:num_requests_running": {"0": 1}}, 5)
+    text = end + b"# HELP what_comes_behind And is long enough.\n"
+    first = glance.read(text)
+    assert glance.read(text + b"more 1\n") is first
+    assert glance.read(text.replace(b"vllm:noise_1_total 1.0", b"vllm:noise_1_total 2.0")) is first
+    assert glance.read(text.replace(b'"0"} 1.0', b'"0"} 2.0')).number(Metric.RUNNING) == 2
+    more = text.replace(b'"0"} 1.0\n', b'"0"} 1.0\nvllm:num_requests_running{engine="1"} 4.0\n')
+    glance.read(text)
+    assert glance.read(more).number(Metric.RUNNING) == 5
+    for changed in (end, end + b"vllm:num_requests_running 2\n", end[:-1], end):
+        assert glance.read(changed).number(Metric.RUNNING) == 1 + 2 * changed.endswith(b" 2\n")
+
+
 def test_what_moved_within_the_page_is_found() -> None:
     glance = Glance([Metric.RUNNING])
     for noise in (0, 3, 200, 199, 1, 0):
@@ -107,3 +124,19 @@ def test_no_bytes_make_a_look_fail(pages: list[bytes]) -> None:
     for text in pages:
         reading = glance.read(text)
         assert reading.number(Metric.RUNNING) is None or reading.families
+
+
+def test_beat_65_a_look_does_not_read_the_whole_page() -> None:
+    """Told by the time, against the reader that does: a look at a page that changes takes a fraction of it."""
+    pages = [page({"vllm:num_requests_running": {"0": i}, "vllm:num_requests_waiting": {"0": i}}, 400) for i in (1, 2)]
+    wanted = [Metric.RUNNING, Metric.WAITING]
+    whole, glance = MetricReader(wanted), Glance(wanted)
+
+    def seconds(read: Callable[[bytes], object]) -> float:
+        began = time.process_time()
+        for _ in range(100):
+            read(pages[0])
+            read(pages[1])
+        return time.process_time() - began
+
+    assert min(seconds(glance.read) for _ in range(3)) * 5 < min(seconds(whole.read) for _ in range(3))

@@ -1,8 +1,8 @@
 """A quick look at the page of an engine that is read again and again: a few gauges, found where they were last time.
 
 Owns the search. A page of an engine is tens of kilobytes of which the gauges are a few lines; they stay about where
-they are, so a look costs microseconds, whatever the size of the page. Refuses: histograms, which need the whole page
-(`exposition`), and time.
+they are, so a look costs microseconds, whatever the size of the page, and next to nothing while they stay exactly as
+they are. Refuses: histograms, which need the whole page (`exposition`), and time.
 Trap: what a page does not have costs a search through all of it, so that is tried again only now and then.
 
 Relies on the format's rule that all lines of a family stand together.
@@ -35,7 +35,18 @@ _Name: TypeAlias = tuple[str, bytes]
 class Glance:
     """Reads the same page again and again. One per engine process; `read` any number of pages."""
 
-    __slots__ = ("_absent", "_found", "_labels", "_limit_bytes", "_looks", "_wanted")
+    __slots__ = (
+        "_absent",
+        "_blocks",
+        "_found",
+        "_labels",
+        "_length",
+        "_limit_bytes",
+        "_looks",
+        "_reading",
+        "_search_at",
+        "_wanted",
+    )
 
     def __init__(self, wanted: Iterable[Metric | str], *, limit_bytes: int = 8 << 20) -> None:
         """`wanted` holds gauges and counters, or names of the user's own. Raises ValueError for a histogram."""
@@ -45,25 +56,48 @@ class Glance:
         self._absent: dict[Metric | str, _Absence] = {}
         self._labels: dict[bytes, dict[str, str]] = {}
         self._looks = 0
+        self._reading = Reading({})
+        self._blocks: list[tuple[int, bytes]] = []
+        # Of a page that ends with a family of ours.
+        self._length: int | None = None
+        self._search_at = 0
 
     def read(self, page: bytes) -> Reading:
-        """Read one page. Raises `ExpositionTooLarge` over the bounds; malformed lines are skipped and counted."""
+        """Read one page; the very same `Reading` as before when nothing wanted has changed.
+
+        Raises `ExpositionTooLarge` over the bounds; malformed lines are skipped and counted.
+        """
         if len(page) > self._limit_bytes:
             raise ExpositionTooLarge(f"the metrics are {len(page)} bytes, over the bound of {self._limit_bytes}")
         self._looks += 1
+        if self._looks < self._search_at and self._says_the_same(page):
+            return self._reading
         # So that every line has a line break before it, the first one too.
         page = b"\n" + page
         families: dict[str, Family] = {}
         malformed = 0
+        self._blocks, self._length = [], None
         for metric in self._wanted:
             found = self._find(page, metric)
             if found is not None:
                 (name, needle), at = found
-                samples, broken = self._samples(page, needle, at)
+                samples, broken, end = self._samples(page, needle, at)
                 malformed += broken
                 if samples:
                     families[name] = Family(name, samples)
-        return Reading(families, malformed)
+                # With what comes behind, because another sample there would be one more of the family.
+                behind = end + len(needle) + 1
+                self._blocks.append((at, page[at + 1 : behind]))
+                if behind > len(page):
+                    self._length = len(page) - 1
+        self._search_at = min((absence.until for absence in self._absent.values()), default=self._looks + _ABSENT_LOOKS)
+        self._reading = Reading(families, malformed)
+        return self._reading
+
+    def _says_the_same(self, page: bytes) -> bool:
+        if self._length is not None and len(page) != self._length:
+            return False
+        return all(page.startswith(block, at) for at, block in self._blocks)
 
     def _find(self, page: bytes, metric: Metric | str) -> "tuple[_Name, int] | None":
         known = self._found.get(metric)
@@ -87,8 +121,8 @@ class Glance:
         self._absent[metric] = _Absence(times, self._looks + min(times, _ABSENT_LOOKS))
         return None
 
-    def _samples(self, page: bytes, needle: bytes, at: int) -> tuple[list[Sample], int]:
-        """Read the samples that stand together from `at`, and count what is none."""
+    def _samples(self, page: bytes, needle: bytes, at: int) -> tuple[list[Sample], int, int]:
+        """Read the samples that stand together from `at`, count what is none, and tell where they end."""
         samples: list[Sample] = []
         malformed, width = 0, len(needle)
         while True:
@@ -100,7 +134,7 @@ class Glance:
                 samples.append(Sample("", self._labels_of(match[1]), value))
             at = page.find(b"\n", at + 1)
             if at < 0 or not _is_line(page, needle, at):
-                return samples, malformed
+                return samples, malformed, at if at >= 0 else len(page)
             if len(samples) + malformed >= _SERIES_LIMIT:
                 raise ExpositionTooLarge(f"a family has more than {_SERIES_LIMIT} series")
 

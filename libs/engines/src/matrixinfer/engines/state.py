@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from matrixinfer.engines.exposition import Reading, Sample
+from matrixinfer.engines.glance import Glance
 from matrixinfer.engines.metric_names import ADAPTER_INFO, CACHE_INFO, Metric
 
-__all__ = ["STATE_METRICS", "EngineState", "engine_state"]
+__all__ = ["STATE_METRICS", "EngineState", "StateReader", "engine_state"]
 
 STATE_METRICS: Final[tuple[Metric | str, ...]] = (
     Metric.RUNNING,
@@ -67,6 +68,24 @@ def engine_state(reading: Reading) -> EngineState:
         prefix_hit_ratio=ratio if ratio is not None and ratio >= 0 else None,
         adapters=_adapters(reading),
     )
+
+
+class StateReader:
+    """Reads the state of one engine process again and again; a state that did not change is the same object."""
+
+    __slots__ = ("_glance", "_reading", "_state")
+
+    def __init__(self, *, limit_bytes: int = 8 << 20) -> None:
+        self._glance = Glance(STATE_METRICS, limit_bytes=limit_bytes)
+        self._reading: Reading | None = None
+        self._state = EngineState()
+
+    def read(self, page: bytes) -> EngineState:
+        """Return what a page says. Raises `ExpositionTooLarge`."""
+        reading = self._glance.read(page)
+        if reading is not self._reading:
+            self._reading, self._state = reading, engine_state(reading)
+        return self._state
 
 
 def _kv_tokens(reading: Reading) -> float | None:

@@ -5,6 +5,7 @@ or a failing status writer never touches a worker.
 """
 
 import asyncio
+import random
 from collections import Counter
 
 import msgspec
@@ -14,15 +15,17 @@ from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.comparing import Comparison
 from matrixinfer.gateway.core.slots import SlotBook
 from matrixinfer.gateway.feeds.kube import ClusterView, SnapshotFeed
+from matrixinfer.gateway.feeds.metrics import EngineFeed
 from matrixinfer.gateway.fleet import Fleet, listeners, worker_count
 from matrixinfer.gateway.health import HealthBoard
 from matrixinfer.gateway.ipc import Configure
 from matrixinfer.gateway.ledger import Ledger
-from matrixinfer.gateway.metrics import Traffic
+from matrixinfer.gateway.metrics import EngineReports, Traffic
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.reconcilers import FIELD_MANAGER
 from matrixinfer.gateway.settings import GatewaySettings
 from matrixinfer.gateway.statuswriter import StatusWriter
+from matrixinfer.gateway.wire.pool import PoolLimits, UpstreamPool, upstream_tls
 from matrixinfer.kube.cache import Cache
 from matrixinfer.kube.client import Client
 from matrixinfer.kube.election import ElectionSettings
@@ -88,13 +91,18 @@ async def _serve(
     tls: ReloadingContext | None,
 ) -> None:
     slots = SlotBook(settings.endpoint_slots)
-    feed = SnapshotFeed(view, slots, settings.gather_seconds)
+    engines = _engine_feed(settings, fleet.board)
+    EngineReports(engines.ages)
+    feed = SnapshotFeed(view, slots, settings.gather_seconds, engines.adapters_of)
+    engines.on_adapters(feed.look_again)
+    lifecycle.debug_page("engines", engines.describe)
     lifecycle.debug_page("snapshot", lambda: msgspec.to_builtins(feed.current))
     async with asyncio.TaskGroup() as tasks:
         helpers = [
             tasks.create_task(cache.run(), name="cache"),
-            tasks.create_task(_publish(cache, feed, fleet), name="publish"),
-            tasks.create_task(_reclaim(cache, feed, fleet, slots), name="reclaim"),
+            tasks.create_task(_publish(cache, feed, engines, fleet), name="publish"),
+            tasks.create_task(_reclaim(cache, feed, engines, fleet, slots), name="reclaim"),
+            tasks.create_task(engines.run(), name="engines"),
             tasks.create_task(_compare(settings, feed, fleet), name="compare"),
         ]
         if tls is not None:
@@ -146,29 +154,44 @@ def _configuration(settings: GatewaySettings) -> Configure:
     )
 
 
+def _engine_feed(settings: GatewaySettings, board: LoadBoard) -> EngineFeed:
+    # A pool of its own: nobody else talks to engines in this process.
+    limits = PoolLimits(settings.scrape_deadline_seconds, settings.upstream_idle_seconds, idle_per_peer=1)
+    ca_file = str(settings.upstream_ca_file) if settings.upstream_ca_file else None
+    return EngineFeed(
+        cells=board.engine_cells(),
+        is_idle=board.is_idle,
+        pool=UpstreamPool(limits, upstream_tls(ca_file)),
+        pace=settings.pace,
+        deadline_seconds=settings.scrape_deadline_seconds,
+        clock=monotonic,
+        draw=random.random,
+    )
+
+
 def _election(settings: GatewaySettings) -> ElectionSettings:
     return ElectionSettings(
         name=FIELD_MANAGER, namespace=settings.namespace, identity=settings.pod_name or "matrixinfer-gateway"
     )
 
 
-async def _publish(cache: Cache, feed: SnapshotFeed, fleet: Fleet) -> None:
+async def _publish(cache: Cache, feed: SnapshotFeed, engines: EngineFeed, fleet: Fleet) -> None:
     """Send every new snapshot to the workers, the first one when everything was listed."""
     await cache.wait_synced()
     feed.settle()
-    _send(feed, fleet)
+    _send(feed, engines, fleet)
     while True:
         await feed.next()
-        _send(feed, fleet)
+        _send(feed, engines, fleet)
 
 
-async def _reclaim(cache: Cache, feed: SnapshotFeed, fleet: Fleet, slots: SlotBook) -> None:
+async def _reclaim(cache: Cache, feed: SnapshotFeed, engines: EngineFeed, fleet: Fleet, slots: SlotBook) -> None:
     """Free the slots of pods that nobody waits for any more."""
     await cache.wait_synced()
     while True:
         await asyncio.sleep(_RECLAIM_SECONDS)
         if slots.reclaim(fleet.acknowledged, fleet.board.is_idle) and feed.settle():
-            _send(feed, fleet)
+            _send(feed, engines, fleet)
 
 
 async def _compare(settings: GatewaySettings, feed: SnapshotFeed, fleet: Fleet) -> None:
@@ -179,8 +202,10 @@ async def _compare(settings: GatewaySettings, feed: SnapshotFeed, fleet: Fleet) 
         comparison.look(feed.current)
 
 
-def _send(feed: SnapshotFeed, fleet: Fleet) -> None:
+def _send(feed: SnapshotFeed, engines: EngineFeed, fleet: Fleet) -> None:
     snapshot = feed.current
+    # First of all: no worker may read the numbers of the pod that had a slot before.
+    engines.follow(snapshot)
     fleet.publish(snapshot)
     metrics.REVISION.set(snapshot.revision)
     states = Counter(endpoint.state for server in snapshot.servers for endpoint in server.endpoints)

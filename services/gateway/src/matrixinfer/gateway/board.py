@@ -14,9 +14,9 @@ import mmap
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, fields
+from dataclasses import fields
 from math import inf
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from struct import Struct
 from typing import Any, Final
 
@@ -41,7 +41,9 @@ _SIZE_BYTES: Final = 8
 # Native, so that every number is stored whole.
 _ENGINE: Final = Struct(f"@{2 + len(fields(EngineReport))}d")
 _ENGINE_LANES: Final = _ENGINE.size // 8
-_NEVER: Final = _ENGINE.pack(-inf, 0.0, *astuple(UNKNOWN))
+# Several times faster than `astuple`, which copies deeply.
+_VALUES: Final = attrgetter(*(field.name for field in fields(EngineReport)))
+_NEVER: Final = _ENGINE.pack(-inf, 0.0, *_VALUES(UNKNOWN))
 
 # Copying one more run costs about as much as copying this many slots that nobody asked for.
 _GAP_SLOTS: Final = 8
@@ -201,7 +203,7 @@ class EngineCells:
 
     def report(self, slot: Slot, report: EngineReport, now: float) -> None:
         """An engine said this."""
-        _ENGINE.pack_into(self._engines, slot * _ENGINE.size, now, 0.0, *astuple(report))
+        _ENGINE.pack_into(self._engines, slot * _ENGINE.size, now, 0.0, *_VALUES(report))
 
     def fail(self, slot: Slot) -> None:
         """An engine could not be read: what it said last stays, and grows old."""

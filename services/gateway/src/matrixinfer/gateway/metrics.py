@@ -6,6 +6,7 @@ go back; its gauges are forgotten. The page is made from the reports at the mome
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate
+from math import isfinite
 from operator import add, attrgetter
 from typing import Final, TypeVar
 
@@ -37,8 +38,11 @@ __all__ = [
     "LEFT_OUT",
     "PUBLISH_SECONDS",
     "REVISION",
+    "SCRAPE_FAILURES",
+    "SCRAPE_SECONDS",
     "WORKERS_SERVING",
     "WORKER_RESTARTS",
+    "EngineReports",
     "Traffic",
 ]
 
@@ -69,9 +73,42 @@ PUBLISH_SECONDS: Final = Histogram(
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0),
 )
 
+SCRAPE_SECONDS: Final = Histogram(
+    "matrixinfer_gateway_engine_scrape_seconds",
+    "Time to read an engine's metrics, where that succeeded.",
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5),
+)
+SCRAPE_FAILURES: Final = Counter(
+    "matrixinfer_gateway_engine_scrape_failures_total",
+    "Times that an engine's metrics could not be read, or said nothing of its load (silent).",
+    ("reason",),
+)
+zero(SCRAPE_FAILURES, ("refused", "deadline", "status", "size", "broken", "silent"))
+
+_FRESH_SECONDS: Final = 5.0
 _P: Final = "matrixinfer_gateway_"
 _K = TypeVar("_K")
 _Labels = TypeVar("_Labels", bound=tuple[str, ...])
+
+
+class EngineReports(Collector):
+    """How old the engines' reports are, at the moment of the scrape."""
+
+    def __init__(self, ages: Callable[[], Iterable[float]], registry: CollectorRegistry = REGISTRY) -> None:
+        """`ages` gives the seconds since each engine was read, infinite where it never was."""
+        self._ages = ages
+        registry.register(self)
+
+    def collect(self) -> Iterable[Metric]:
+        """Make the metric families."""
+        ages = list(self._ages())
+        known = [age for age in ages if isfinite(age)]
+        fresh = sum(age < _FRESH_SECONDS for age in known)
+        shares = {("fresh",): fresh, ("old",): len(known) - fresh, ("none",): len(ages) - len(known)}
+        yield _gauge("engine_reports", "Engines by what is known of their load.", ("report",), shares)
+        oldest = GaugeMetricFamily(_P + "engine_report_oldest_seconds", "Age of the oldest report of an engine.")
+        oldest.add_metric((), max(known, default=0.0))
+        yield oldest
 
 
 class Traffic(Collector):

@@ -10,6 +10,7 @@ from matrixinfer.gateway.certificate import CertificateFiles
 from matrixinfer.gateway.core.breaker import BreakerPolicy
 from matrixinfer.gateway.core.budget import BudgetLimits
 from matrixinfer.gateway.core.outliers import OutlierPolicy
+from matrixinfer.gateway.core.scrape import Pace
 from matrixinfer.gateway.telemetry import TelemetrySettings
 from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.inlet import InletLimits
@@ -70,6 +71,12 @@ class GatewaySettings(TelemetrySettings):
     connect_seconds: float = Field(2.0, gt=0, description="Time an endpoint has to accept a connection.")
     upstream_idle_seconds: float = Field(4.0, ge=0, description="How long an idle connection to an engine is kept.")
     upstream_ca_file: Path | None = Field(None, description="CA of engines that speak https; without it unverified.")
+
+    scrape_busy_seconds: float = Field(1.0, ge=0.1, le=60, description="Between two looks at an engine that works.")
+    scrape_idle_seconds: float = Field(3.5, ge=0.1, le=60, description="Between two looks at an idle engine.")
+    scrape_failing_seconds: float = Field(15.0, ge=0.1, le=300, description="Longest pause after failed looks.")
+    scrapes_per_second: float = Field(400.0, ge=1, description="Looks at all engines; more engines, longer pauses.")
+    scrape_deadline_seconds: float = Field(2.0, gt=0, le=30, description="Time an engine has to give its metrics.")
 
     total_seconds: float = Field(3600.0, gt=0, description="Longest request, where route and server say nothing.")
     first_byte_seconds: float = Field(600.0, gt=0, description="Longest wait for an answer to begin, likewise.")
@@ -139,6 +146,16 @@ class GatewaySettings(TelemetrySettings):
     def outlier_policy(self) -> OutlierPolicy:
         """What is too much worse than its peers."""
         return OutlierPolicy(self.eject_error_percent, self.eject_ttft_factor)
+
+    @property
+    def pace(self) -> Pace:
+        """How often engines are asked for their load."""
+        return Pace(
+            busy_seconds=self.scrape_busy_seconds,
+            idle_seconds=self.scrape_idle_seconds,
+            failing_seconds=self.scrape_failing_seconds,
+            per_second=self.scrapes_per_second,
+        )
 
     @property
     def traffic_defaults(self) -> TrafficDefaults:

@@ -13,7 +13,6 @@ import os
 import random
 import signal
 import socket
-import ssl
 import sys
 import time
 import uuid
@@ -45,7 +44,7 @@ from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.tracing import Tracer
-from matrixinfer.gateway.wire.pool import UpstreamPool
+from matrixinfer.gateway.wire.pool import UpstreamPool, upstream_tls
 from matrixinfer.gateway.wire.server import HttpInlet
 from matrixinfer.service import logging
 from matrixinfer.service.clock import monotonic, utcnow
@@ -94,7 +93,7 @@ class Worker:
         self._access = access
         self._stats = Stats()
         self._exporter, tracer = _tracing(index, config)
-        self._pool = UpstreamPool(config.pool, _upstream_tls(config.upstream_ca_file))
+        self._pool = UpstreamPool(config.pool, upstream_tls(config.upstream_ca_file))
         self._handler = Handler(
             worker=index,
             pool=self._pool,
@@ -248,15 +247,6 @@ def _tracing(index: int, config: Configure) -> tuple[SpanExporter | None, Tracer
         now_nanoseconds=time.time_ns,
     )
     return exporter, tracer
-
-
-def _upstream_tls(ca_file: str | None) -> ssl.SSLContext:
-    """Pods have no names to verify: without a CA of their own the traffic is encrypted only."""
-    context = ssl.create_default_context(cafile=ca_file)
-    context.check_hostname = False
-    if ca_file is None:
-        context.verify_mode = ssl.CERT_NONE
-    return context
 
 
 async def _run(arguments: argparse.Namespace) -> None:

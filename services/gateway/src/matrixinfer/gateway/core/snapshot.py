@@ -6,15 +6,18 @@ says so; it never keeps the rest from being published. An unknown scheduling plu
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from types import MappingProxyType
 
 from matrixinfer.api.v1alpha1 import modelroute as api
-from matrixinfer.api.v1alpha1.modelserver import ModelServer, Protocol, SchedulerProfile
+from matrixinfer.api.v1alpha1.modelserver import ModelServer, Protocol, SchedulerProfile, WorkloadPort
 from matrixinfer.gateway.core.claims import claimed_names, key_of_route, owners
 from matrixinfer.gateway.core.schedule.profiles import unknown_plugins
 from matrixinfer.gateway.core.selection import endpoint_state
 from matrixinfer.gateway.core.types import (
     Endpoint,
+    EndpointState,
     Mark,
     Match,
     PluginWeight,
@@ -31,6 +34,11 @@ from matrixinfer.kube.codec import PodView
 from matrixinfer.kube.resource import Key
 
 __all__ = ["build_snapshot", "referenced_servers", "server_names", "string_matches"]
+
+
+_METRICS_PORT_ANNOTATION = "prometheus.io/port"
+_LAST_PORT = 65535
+_PORT_DIGITS = 5
 
 
 def referenced_servers(routes: Iterable[api.ModelRoute]) -> set[Key]:
@@ -55,17 +63,19 @@ def build_snapshot(
     slots: Mapping[str, Slot],
     gone: Iterable[str] = (),
     marks: Mapping[str, Mark] | None = None,
+    adapters: Mapping[str, tuple[str, ...]] = MappingProxyType({}),
 ) -> Snapshot:
     """Return the snapshot; `servers` come with the pods that they select. Pods without a slot are left out.
 
-    A pod without a mark has the number of its slot for one.
+    A pod without a mark has the number of its slot for one. `adapters` are those that pods have loaded, by uid.
     """
+    known = _Known(slots, slots if marks is None else marks, adapters)
     positions = {_key(server): position for position, (server, _) in enumerate(servers)}
     owned = owners(routes)
     built = (_route(route, owned, positions) for route in sorted(routes, key=key_of_route))
     return Snapshot(
         revision,
-        tuple(_server(server, pods, slots, slots if marks is None else marks) for server, pods in servers),
+        tuple(_server(server, pods, known) for server, pods in servers),
         tuple(route for route in built if route.model is not None or route.adapters),
         tuple(sorted(gone)),
     )
@@ -83,15 +93,21 @@ def _key(server: ModelServer) -> Key:
     return Key(server.metadata.namespace, server.metadata.name)
 
 
-def _server(
-    server: ModelServer, pods: Sequence[PodView], slots: Mapping[str, Slot], marks: Mapping[str, Mark]
-) -> Server:
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What is known of pods beside their objects, by uid."""
+
+    slots: Mapping[str, Slot]
+    marks: Mapping[str, Mark]
+    adapters: Mapping[str, tuple[str, ...]]
+
+
+def _server(server: ModelServer, pods: Sequence[PodView], known: _Known) -> Server:
     spec = server.spec
-    port, tls = spec.workload_port.port, spec.workload_port.protocol is Protocol.HTTPS
     endpoints = tuple(
-        Endpoint(slots[pod.uid], pod.name, pod.uid, pod.pod_ip, port, state, tls, marks[pod.uid])
+        _endpoint(pod, state, spec.workload_port, known)
         for pod in pods
-        if pod.uid in slots and (state := endpoint_state(pod)) is not None
+        if pod.uid in known.slots and (state := endpoint_state(pod)) is not None
     )
     return Server(
         server.metadata.namespace,
@@ -102,6 +118,28 @@ def _server(
         _server_policy(server),
         _plugins(spec.scheduler),
     )
+
+
+def _endpoint(pod: PodView, state: EndpointState, where: WorkloadPort, known: _Known) -> Endpoint:
+    return Endpoint(
+        known.slots[pod.uid],
+        pod.name,
+        pod.uid,
+        pod.pod_ip,
+        where.port,
+        state,
+        where.protocol is Protocol.HTTPS,
+        known.marks[pod.uid],
+        _metrics_port(pod, where.port),
+        known.adapters.get(pod.uid, ()),
+    )
+
+
+def _metrics_port(pod: PodView, port: int) -> int | None:
+    """Where a pod says that its metrics are, in the words that everybody uses; None when that is the engine's port."""
+    text = pod.annotations.get(_METRICS_PORT_ANNOTATION, "")
+    said = int(text) if text.isascii() and text.isdigit() and len(text) <= _PORT_DIGITS else 0
+    return said if 0 < said <= _LAST_PORT and said != port else None
 
 
 def _plugins(profile: SchedulerProfile | None) -> tuple[PluginWeight, ...]:

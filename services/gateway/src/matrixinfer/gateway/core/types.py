@@ -51,6 +51,10 @@ class Endpoint(msgspec.Struct, frozen=True, array_like=True):
     state: EndpointState = EndpointState.READY
     tls: bool = False
     mark: Mark = 0
+    metrics_port: int | None = None
+    """Where the engine's metrics are, in plain HTTP, when that is not `port`."""
+    adapters: tuple[str, ...] = ()
+    """Those adapters of the server's routes that the pod has loaded, as far as is known."""
 
 
 class TrafficPolicy(msgspec.Struct, frozen=True, array_like=True):

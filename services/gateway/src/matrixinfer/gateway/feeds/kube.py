@@ -6,7 +6,7 @@ changes nothing, the last snapshot stays.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -82,8 +82,18 @@ class ClusterView:
 class SnapshotFeed:
     """Turns changes of the view into snapshots."""
 
-    def __init__(self, view: ClusterView, slots: SlotBook, gather_seconds: float) -> None:
-        """Changes are gathered for `gather_seconds` before they become a snapshot."""
+    def __init__(
+        self,
+        view: ClusterView,
+        slots: SlotBook,
+        gather_seconds: float,
+        adapters_of: Callable[[str], tuple[str, ...]] = lambda _uid: (),
+    ) -> None:
+        """Changes are gathered for `gather_seconds` before they become a snapshot.
+
+        `adapters_of` a pod's uid are those that it has loaded; call `look_again` when they have changed.
+        """
+        self._adapters_of = adapters_of
         self._view = view
         self._slots = slots
         self._gather_seconds = gather_seconds
@@ -96,6 +106,10 @@ class SnapshotFeed:
 
     # Only that something changed matters, whatever it was: a key is a hint to look.
     def _wake(self, _change: Change[Any]) -> None:
+        self._changed.set()
+
+    def look_again(self) -> None:
+        """Something has changed that no watch tells of."""
         self._changed.set()
 
     async def next(self) -> Snapshot:
@@ -117,7 +131,9 @@ class SnapshotFeed:
         uids = {pod.uid for _, pods in serving for pod in pods}
         self._report_crowded_out(self._slots.assign(uids, revision))
         gone = [uid for uid in self._slots.resting if view.has_ended(uid)]
-        snapshot = build_snapshot(revision, view.routes.values(), serving, self._slots.held, gone, self._slots.marks)
+        slots = self._slots
+        adapters = {uid: self._adapters_of(uid) for uid in uids}
+        snapshot = build_snapshot(revision, view.routes.values(), serving, slots.held, gone, slots.marks, adapters)
         # Revision 1 is published even when it is empty: it tells workers that there is nothing, which is something.
         if self.current.revision and msgspec.structs.replace(snapshot, revision=self.current.revision) == self.current:
             return False

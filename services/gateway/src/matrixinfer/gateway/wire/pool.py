@@ -15,7 +15,7 @@ import msgspec
 from matrixinfer.gateway.core.types import Endpoint
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 
-__all__ = ["ConnectError", "Peer", "PoolLimits", "UpstreamPool"]
+__all__ = ["ConnectError", "Peer", "PoolLimits", "UpstreamPool", "upstream_tls"]
 
 # The engine's promise ends when it closes, not when we stop using: leave room for a request on its way.
 _PROMISE_MARGIN_SECONDS = 1.0
@@ -23,6 +23,15 @@ _PROMISE_MARGIN_SECONDS = 1.0
 
 class ConnectError(Exception):
     """No connection to the endpoint could be made; the text says why."""
+
+
+def upstream_tls(ca_file: str | None) -> ssl.SSLContext:
+    """Pods have no names to verify: without a CA of their own the traffic is encrypted only."""
+    context = ssl.create_default_context(cafile=ca_file)
+    context.check_hostname = False
+    if ca_file is None:
+        context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 class Peer(msgspec.Struct, frozen=True, gc=False):

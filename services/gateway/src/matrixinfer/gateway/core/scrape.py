@@ -1,0 +1,77 @@
+"""When an engine is asked for its load, and what its answer means for the board.
+
+Owns two judgements: the pace and the reading. The trap of the pace: hundreds of engines must cost next to nothing
+while nothing happens, and be looked at often where work is. The trap of the reading: what an engine does not say is
+unknown, and a ratio of nothing to nothing is nothing.
+"""
+
+from dataclasses import dataclass
+from math import isfinite, nan
+
+from matrixinfer.engines.state import EngineState
+from matrixinfer.gateway.core.load import EngineReport
+from matrixinfer.gateway.core.types import Snapshot
+
+__all__ = ["Pace", "adapters_by_server", "pause_seconds", "report_of"]
+
+_JITTER = 0.2
+_DOUBLINGS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often engines are asked."""
+
+    busy_seconds: float = 1.0
+    """Between two looks at an engine that works, for us or for others."""
+    idle_seconds: float = 3.5
+    """Between two looks at an idle one. Engines close idle connections after 5 s; below that they are kept."""
+    failing_seconds: float = 15.0
+    """Longest pause after failures in a row."""
+    per_second: float = 400.0
+    """Looks at all engines together; a larger fleet is asked less often."""
+
+
+def pause_seconds(pace: Pace, *, busy: bool, failures: int, engines: int, draw: float) -> float:
+    """Seconds until an engine is asked again; `draw` in [0, 1) spreads engines that began together."""
+    seconds = pace.busy_seconds if busy or failures else pace.idle_seconds
+    if failures:
+        seconds = min(seconds * 2 ** min(failures - 1, _DOUBLINGS), max(pace.failing_seconds, seconds))
+    return max(seconds, engines / pace.per_second) * (1 - _JITTER / 2 + _JITTER * draw)
+
+
+def report_of(state: EngineState, before: EngineState | None) -> EngineReport:
+    """Return what goes to the board: this look, and what has changed since the look `before`."""
+    return EngineReport(
+        running=_known(state.running),
+        waiting=_known(state.waiting),
+        kv_usage=_known(state.kv_usage),
+        prefix_hit_ratio=_ratio(state, before),
+        kv_tokens=_known(state.kv_tokens),
+    )
+
+
+def _known(value: float | None) -> float:
+    return nan if value is None or not isfinite(value) else value
+
+
+def _ratio(state: EngineState, before: EngineState | None) -> float:
+    if state.prefix_hit_ratio is not None:
+        return _known(state.prefix_hit_ratio)
+    queries, hits = _known(state.prefix_queries), _known(state.prefix_hits)
+    # Counters that went back began anew: the engine was restarted.
+    if before is not None and _known(before.prefix_queries) <= queries and _known(before.prefix_hits) <= hits:
+        queries -= _known(before.prefix_queries)
+        hits -= _known(before.prefix_hits)
+    return min(hits / queries, 1.0) if queries > 0 and hits >= 0 else nan
+
+
+def adapters_by_server(snapshot: Snapshot) -> list[frozenset[str]]:
+    """Return for each server the adapters that routes ask of it."""
+    wanted: list[set[str]] = [set() for _ in snapshot.servers]
+    for route in snapshot.routes:
+        for rule in route.rules:
+            for target in (*rule.targets, *rule.fallbacks):
+                if target.server is not None:
+                    wanted[target.server].update(route.adapters)
+    return [frozenset(names) for names in wanted]
