@@ -8,7 +8,7 @@ import pytest
 
 from matrixinfer.gateway.core.prompt import chain, seed_of
 from matrixinfer.gateway.core.slots import MARKS, SlotBook
-from matrixinfer.gateway.prefixes import Holding, PrefixIndex
+from matrixinfer.gateway.prefixes import Found, Holding, PrefixIndex
 
 WORKERS, CAPACITY, TABLE_BYTES = 2, 64, 1 << 16
 PODS = {mark: mark for mark in range(16)}
@@ -29,8 +29,8 @@ def prompt(number: int, blocks: int = 20) -> list[int]:
     return chain(random.Random(number).randbytes(blocks * 512), seed_of("", "m", ""))
 
 
-def holdings(found: dict[int, Holding]) -> dict[int, int]:
-    return {mark: holding.blocks for mark, holding in found.items()}
+def holdings(found: Found) -> dict[int, int]:
+    return {mark: holding.blocks for mark, holding in found.holdings.items()}
 
 
 def note(table: PrefixIndex, blocks: Sequence[int], pod: int, tokens: int = 0) -> None:
@@ -55,7 +55,7 @@ def test_the_table_outlives_a_worker(fd: int) -> None:
     table = index(fd, 0)
     note(table, prompt(1), 3, tokens=500)
     del table
-    assert index(fd, 0).find(prompt(1), PODS) == {3: Holding(20, 256)}
+    assert index(fd, 0).find(prompt(1), PODS) == Found({3: Holding(20, 256)})
 
 
 def test_another_process_writes_the_same_table(fd: int) -> None:
@@ -64,7 +64,7 @@ def test_another_process_writes_the_same_table(fd: int) -> None:
         note(index(fd, 1), prompt(9), 5, tokens=2560)
         os._exit(0)
     os.waitpid(child, 0)
-    assert index(fd, 0).find(prompt(9), PODS) == {5: Holding(20, 2560)}
+    assert index(fd, 0).find(prompt(9), PODS) == Found({5: Holding(20, 2560)})
 
 
 def test_several_pods_may_have_it_each_its_part(fd: int) -> None:
@@ -100,10 +100,10 @@ def test_age_is_counted_in_tokens_of_the_pod(fd: int) -> None:
     note(one, prompt(1), 3, tokens=1000)
     note(two, prompt(2), 3, tokens=100_000)
     note(two, prompt(3), 4, tokens=900_000)
-    age = one.find(prompt(1), PODS)[3].age_tokens
+    age = one.find(prompt(1), PODS).holdings[3].age_tokens
     assert 101_000 - 512 <= age <= 101_000 + 512
     note(one, prompt(1), 3)
-    assert two.find(prompt(1), PODS)[3].age_tokens <= 256
+    assert two.find(prompt(1), PODS).holdings[3].age_tokens <= 256
 
 
 def test_a_new_pod_in_an_old_slot_has_nothing(fd: int) -> None:
@@ -116,7 +116,7 @@ def test_a_new_pod_in_an_old_slot_has_nothing(fd: int) -> None:
     assert book.reclaim(2, lambda _slot: True)
     book.assign(["new"], 3)
     assert book.held["new"] == slot
-    assert not table.find(prompt(1), {book.marks["new"]: slot})
+    assert not table.find(prompt(1), {book.marks["new"]: slot}).holdings
 
 
 def test_a_pod_that_comes_back_keeps_its_mark() -> None:
@@ -143,11 +143,13 @@ def test_marks_that_are_in_use_are_passed_over() -> None:
 
 
 def test_a_prompt_that_everybody_sends_leaves_room_for_others(fd: int) -> None:
-    """Owners of one hash are bounded, so other hashes of the set stay."""
+    """Owners of one hash are bounded, so other hashes of the set stay; what has that many may be anywhere."""
     table, blocks = index(fd), prompt(1, blocks=1)
     for pod in range(16):
         note(table, blocks, pod)
-    assert 1 <= len(table.find(blocks, PODS)) <= 6
+    found = table.find(blocks, PODS)
+    assert len(found.holdings) == 6
+    assert found.common_blocks == 1
 
 
 def test_adversarial_prompts_stay_within_the_bound(fd: int) -> None:
@@ -158,7 +160,7 @@ def test_adversarial_prompts_stay_within_the_bound(fd: int) -> None:
         note(table, prompt(number, blocks=200), number % 16)
     assert os.fstat(fd).st_size == size
     note(table, prompt(1), 3)
-    assert 3 in table.find(prompt(1), PODS)
+    assert 3 in table.find(prompt(1), PODS).holdings
 
 
 def test_entries_of_one_set_cannot_be_told_apart_by_their_victim(fd: int) -> None:
@@ -174,7 +176,7 @@ def test_false_hits_are_rare(fd: int) -> None:
     table = index(fd)
     for number in range(100, 400):
         note(table, prompt(number), number % 16)
-    assert not any(table.find(prompt(number, blocks=4), PODS) for number in range(10_000, 12_000))
+    assert not any(table.find(prompt(number, blocks=4), PODS).holdings for number in range(10_000, 12_000))
 
 
 def test_the_size_is_a_power_of_two() -> None:

@@ -181,6 +181,6 @@ def _record(revision: int, rule: Rule, target: Target, placed: Placement, rung: 
         round(best, 4),
         {removal.filter: len(removal.positions) for removal in decision.removals},
         placed.view.prompt_tokens,
-        placed.view.cached_tokens.get(decision.position, 0),
+        placed.cached_tokens,
         rung.label if rung else "",
     )

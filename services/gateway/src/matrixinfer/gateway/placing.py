@@ -21,7 +21,7 @@ from matrixinfer.gateway.core.schedule.rung import Rung
 from matrixinfer.gateway.core.split import draw
 from matrixinfer.gateway.core.table import Pool
 from matrixinfer.gateway.core.types import Endpoint
-from matrixinfer.gateway.prefixes import Holding, PrefixIndex
+from matrixinfer.gateway.prefixes import Found, PrefixIndex
 
 __all__ = ["Placement", "Placer"]
 
@@ -31,7 +31,7 @@ _RENEW_SHARE: Final = 8
 """An entry is written anew when its pod got this part of its memory since."""
 _HURRIED_BYTES: Final = 16 * 1024
 """So much of a prompt is hashed when there is little time."""
-_NO_HOLDINGS: Final[dict[int, Holding]] = {}
+_NOTHING_FOUND: Final = Found({})
 
 
 class Placement(msgspec.Struct, frozen=True):
@@ -49,6 +49,11 @@ class Placement(msgspec.Struct, frozen=True):
     def endpoint(self) -> Endpoint:
         """The endpoint that was decided on."""
         return self.decision.endpoint
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that the endpoint probably has."""
+        return self.view.cached_tokens.get(self.decision.position, self.view.common_tokens)
 
     def undo(self) -> None:
         """The endpoint did not get the request: it has not the prompt that it would have read."""
@@ -90,7 +95,7 @@ class Placer:
         pool, loads = self._pool, self._reader.loads()
         engines = self._reader.engines(self._clock())
         hashes: Sequence[int] = ()
-        found = at_adapter = _NO_HOLDINGS
+        found = at_adapter = _NOTHING_FOUND
         key = 0
         prefixes = self._prefixes if self._uses_prefixes and rung <= Rung.SHORT_PREFIX else None
         if prefixes is not None:
@@ -107,17 +112,19 @@ class Placer:
             loads.prefill_tokens,
             loads.decode_tokens,
             engines,
-            self._cached(found, engines, prompt) if found else {},
-            frozenset(self._positions[mark] for mark in at_adapter) if adapter else None,
+            self._cached(found, engines, prompt),
+            self._with_adapter(at_adapter) if adapter else None,
             prompt.tokens,
             tried,
             ejected,
+            matched_tokens(found.common_blocks, prompt),
             pool.server.policy.max_in_flight_per_endpoint,
         )
         profile = TWO_RANDOM if rung is Rung.TWO_RANDOM else self._profile
         decision = decide(profile, view, partial(draw, request_id))
         if isinstance(decision, Refused):
             return decision
+        # Not what is common: of that it is not known that this endpoint has it, and it is the first to be asked, or not.
         laid = _burden(size, prompt, view.cached_tokens.get(decision.position, 0))
         known = 0
         if prefixes is not None:
@@ -133,10 +140,14 @@ class Placer:
             seeds = self._seeds[names] = (seed_of(tenant, model, adapter), adapter_key(model, adapter))
         return seeds
 
-    def _cached(self, found: dict[int, Holding], engines: EngineLoads, prompt: Prompt) -> dict[int, int]:
+    def _with_adapter(self, found: Found) -> frozenset[int] | None:
+        """Where the adapter is; None when it is so common that it makes no difference."""
+        return None if found.common_blocks else frozenset(self._positions[mark] for mark in found.holdings)
+
+    def _cached(self, found: Found, engines: EngineLoads, prompt: Prompt) -> dict[int, int]:
         """Tokens by position, of those pods whose memory still has them."""
         cached = {}
-        for mark, (blocks, age) in found.items():
+        for mark, (blocks, age) in found.holdings.items():
             i = self._positions[mark]
             if age <= _memory(engines, i):
                 cached[i] = matched_tokens(blocks, prompt)
@@ -146,14 +157,14 @@ class Placer:
         self,
         prefixes: PrefixIndex,
         decision: Decision,
-        found: dict[int, Holding],
+        found: Found,
         hashes: Sequence[int],
         key: int,
         laid: Burden,
         engines: EngineLoads,
     ) -> int:
         endpoint = decision.endpoint
-        held = found.get(endpoint.mark)
+        held = found.holdings.get(endpoint.mark)
         fresh = held is not None and held.age_tokens * _RENEW_SHARE <= _memory(engines, decision.position)
         known = held.blocks if held is not None and fresh else 0
         prefixes.note(hashes, endpoint.mark, endpoint.slot, known=known)

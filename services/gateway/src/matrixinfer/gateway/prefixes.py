@@ -23,7 +23,7 @@ from typing import Final, NamedTuple
 from matrixinfer.gateway.core.slots import MARKS
 from matrixinfer.gateway.core.types import Mark, Slot
 
-__all__ = ["Holding", "PrefixIndex"]
+__all__ = ["Found", "Holding", "PrefixIndex"]
 
 _WAYS: Final = 8
 _SET: Final = Struct(f"={_WAYS}Q")
@@ -39,7 +39,8 @@ _STAMP_MASK: Final = (1 << _STAMP_BITS) - 1
 _STAMP_TOKENS: Final = 256
 """Tokens that make a clock step once."""
 _OWNER_LIMIT: Final = 6
-"""Most words of a set that one hash may take: beside a prompt that everybody sends there is room for others."""
+"""Most words of a set that one hash may take: beside a prompt that everybody sends there is room for others. What has
+so many owners is taken to be everywhere: keeping it to these few would starve the rest of the pods."""
 
 
 class Holding(NamedTuple):
@@ -47,6 +48,17 @@ class Holding(NamedTuple):
 
     blocks: int
     age_tokens: int
+
+
+class Found(NamedTuple):
+    """Who has what of a chain. Of a beginning with so many owners that they were not all kept, anyone may be one."""
+
+    holdings: dict[Mark, Holding]
+    common_blocks: int = 0
+    """So many blocks are that common: whoever is not among the holdings may have them too."""
+
+
+_NOBODY: Final = Found({})
 
 
 class PrefixIndex:
@@ -72,27 +84,31 @@ class PrefixIndex:
         os.ftruncate(fd, _size(workers, capacity, table_bytes))
         return fd
 
-    def find(self, chain: Sequence[int], pods: Mapping[Mark, Slot]) -> dict[Mark, Holding]:
+    def find(self, chain: Sequence[int], pods: Mapping[Mark, Slot]) -> Found:
         """Return which of `pods` were sent the beginning of `chain`, and how much of it.
 
         A search by halves for the longest beginning that anyone has. Who shows up on the way has at least that much,
         so shorter holdings come for free; they may be shorter than what is true.
         """
         found: dict[Mark, Holding] = {}
+        common = 0
         low, high = 0, len(chain)
         at = 1
         while low < high:
             owners = self._owners(chain[at - 1], pods)
             if owners:
                 low = at
+                if len(owners) >= _OWNER_LIMIT:
+                    common = at
                 for mark, stamp in owners:
                     found[mark] = Holding(at, stamp)
             else:
                 high = at - 1
             at = (low + high + 1) // 2
         if not found:
-            return found
-        return {mark: Holding(blocks, self._age(pods[mark], stamp)) for mark, (blocks, stamp) in found.items()}
+            return _NOBODY
+        aged = {mark: Holding(blocks, self._age(pods[mark], stamp)) for mark, (blocks, stamp) in found.items()}
+        return Found(aged, common)
 
     def note(self, chain: Sequence[int], mark: Mark, slot: Slot, *, known: int = 0) -> None:
         """A pod is being sent a prompt; of its blocks the first `known` are noted already."""

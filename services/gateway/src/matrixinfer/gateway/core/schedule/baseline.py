@@ -65,8 +65,8 @@ def least_latency(view: View, candidates: Sequence[int]) -> list[float]:
 
 def prefix_cache(view: View, candidates: Sequence[int]) -> list[float]:
     """The cached share of the prompt, whatever the load."""
-    cached, total = view.cached_tokens, max(view.prompt_tokens, 1)
-    return [_whole(min(cached.get(i, 0) / total, 1.0)) for i in candidates]
+    cached, common, total = view.cached_tokens, view.common_tokens, max(view.prompt_tokens, 1)
+    return [_whole(min(cached.get(i, common) / total, 1.0)) for i in candidates]
 
 
 def lora_affinity(view: View, candidates: Sequence[int]) -> Sequence[int]:

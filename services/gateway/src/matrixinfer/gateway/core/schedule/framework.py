@@ -65,7 +65,7 @@ class View(msgspec.Struct, frozen=True, array_like=True):
     engines: EngineLoads | None = None
     """What engines last said of themselves; None when nobody asks them."""
     cached_tokens: Mapping[int, int] = {}
-    """By position: prompt tokens of this request that the endpoint probably has in its cache; absent is none."""
+    """By position: prompt tokens of this request that the endpoint probably has in its cache."""
     adapter_at: frozenset[int] | None = None
     """Positions where the request's adapter is probably loaded; None when it asks for none."""
     prompt_tokens: int = 0
@@ -74,6 +74,8 @@ class View(msgspec.Struct, frozen=True, array_like=True):
     """Uids of the pods that this request already failed on."""
     ejected: frozenset[str] = frozenset()
     """Uids of the pods that circuit breakers leave out for now."""
+    common_tokens: int = 0
+    """Likewise of all the other endpoints: the beginning of the prompt is so common that anyone may have it."""
     limit: int | None = None
     """Most requests that one endpoint may have in flight."""
     ttft_seconds: Sequence[float] = ()

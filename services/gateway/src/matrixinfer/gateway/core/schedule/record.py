@@ -149,7 +149,7 @@ def _verdict(
         view.requests[i],
         view.prefill_tokens[i],
         view.decode_tokens[i],
-        view.cached_tokens.get(i, 0),
+        view.cached_tokens.get(i, view.common_tokens),
         removed_by,
         scores,
         total,

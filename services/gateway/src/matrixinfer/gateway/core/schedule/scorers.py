@@ -23,6 +23,9 @@ _FRESH_SECONDS: Final = 5.0
 _FOREIGN_WAITING_TOKENS: Final = 512.0
 _FOREIGN_RUNNING_TOKENS: Final = 32.0
 """What a request of somebody else is taken for, while it waits and while it runs."""
+_OWN_FACTOR: Final = 1.25
+_OWN_SLACK: Final = 4.0
+"""A report is up to a second old and our own requests come and go: so much more than ours is still ours."""
 _SILENCE_TOKENS: Final = 2048.0
 _SILENCE_LIMIT: Final = 8.0
 """Each failed scrape in a row counts as so much work, up to so many."""
@@ -50,7 +53,7 @@ def _beyond(engines: EngineLoads, i: int, requests: int) -> float:
     age = engines.ages[i]
     if age < _FRESH_SECONDS:
         waiting = engines.waiting[i]
-        foreign = engines.running[i] + waiting - requests
+        foreign = engines.running[i] + waiting - _OWN_FACTOR * requests - _OWN_SLACK
         # NaN compares false: what the engine does not say adds nothing.
         if foreign > 0.0:
             queued = min(foreign, waiting)
@@ -65,14 +68,14 @@ def token_load(view: View, candidates: Sequence[int]) -> list[float]:
 
     Counts tokens, not requests: what is in front of the request, and of the request itself what is not cached.
     """
-    cached, prompt = view.cached_tokens, view.prompt_tokens
+    cached, common, prompt = view.cached_tokens, view.common_tokens, view.prompt_tokens
     tokens = work(view, candidates)
     if not cached:
         own = _SCALE_TOKENS + prompt
         return [_SCALE_TOKENS / (own + before) for before in tokens]
     known = cached.get
     return [
-        _SCALE_TOKENS / (_SCALE_TOKENS + before + max(prompt - known(i, 0), 0))
+        _SCALE_TOKENS / (_SCALE_TOKENS + before + max(prompt - known(i, common), 0))
         for before, i in zip(tokens, candidates, strict=True)
     ]
 
@@ -86,8 +89,8 @@ def prefix_affinity(view: View, candidates: Sequence[int]) -> list[float]:
     cached = view.cached_tokens
     if not cached:
         return [0.0] * len(candidates)
-    total = max(view.prompt_tokens, 1)
-    shares = [min(cached.get(i, 0) / total, 1.0) for i in candidates]
+    total, common = max(view.prompt_tokens, 1), view.common_tokens
+    shares = [min(cached.get(i, common) / total, 1.0) for i in candidates]
     return [share if allowed else 0.0 for share, allowed in zip(shares, _guarded(view, candidates), strict=True)]
 
 
@@ -103,12 +106,10 @@ def adapter_affinity(view: View, candidates: Sequence[int]) -> list[float]:
 
 
 def _guarded(view: View, candidates: Sequence[int]) -> list[bool]:
-    """Whether each candidate may gain by affinity: it is within 1.25 of the mean, in requests and in tokens."""
-    requests, tokens = view.requests, work(view, candidates)
-    count, share = len(candidates), _GUARD_FACTOR / len(candidates)
-    most_requests = share * (sum([requests[i] for i in candidates]) + count)
-    most_tokens = share * sum(tokens) + _GUARD_SLACK_TOKENS
-    return [requests[i] <= most_requests and mine <= most_tokens for i, mine in zip(candidates, tokens, strict=True)]
+    """Whether each candidate may gain by affinity: the work in front of it is within 1.25 of the mean."""
+    tokens = work(view, candidates)
+    most = _GUARD_FACTOR * sum(tokens) / len(tokens) + _GUARD_SLACK_TOKENS
+    return [mine <= most for mine in tokens]
 
 
 def kv_usage(view: View, candidates: Sequence[int]) -> list[float]:
