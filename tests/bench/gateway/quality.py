@@ -526,14 +526,19 @@ def _summary(made: Sequence[Outcome]) -> Summary:
     )
 
 
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
 def main() -> int:
     """Print the table; 1 when ours is worse than least request by more than it may be."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", default="", help="part of a workload's name")
     arguments = parser.parse_args()
-    print("SIMULATED engines, virtual time; the gateway's own code chooses. Higher req/s and lower TTFT are better.")
-    print(f"{'workload':22}{'policy':15}{'req/s':>8}{'TTFT s':>9}{'p99 s':>9}{'cached':>8}{'req/s x':>9}{'TTFT x':>8}")
+    _say("SIMULATED engines, virtual time; the gateway's own code chooses. Higher req/s and lower TTFT are better.")
+    _say(f"{'workload':22}{'policy':15}{'req/s':>8}{'TTFT s':>9}{'p99 s':>9}{'cached':>8}{'req/s x':>9}{'TTFT x':>8}")
     worst, gains = 0.0, []
     for load in WORKLOADS:
         if arguments.only not in load.name:
@@ -542,13 +547,13 @@ def main() -> int:
         base, ours = found["least-request"], found["ours"]
         for name, one in found.items():
             ratios = f"{one.throughput / base.throughput:>9.2f}{one.ttft / base.ttft:>8.2f}"
-            print(
+            _say(
                 f"{load.name:22}{name:15}{one.throughput:>8.2f}{one.ttft:>9.3f}{one.p99:>9.3f}{one.hit_share:>8.0%}{ratios}"
             )
         worst = max(worst, base.throughput / ours.throughput, ours.ttft / base.ttft)
         if load.gains:
             gains.append(f"{load.name} x{ours.throughput / found['original'].throughput:.2f}")
-    print(
+    _say(
         f"quality (simulated): throughput against the original's defaults: {', '.join(gains)}; "
         f"at worst {worst:.3f} x least request over all workloads (limit {WORST_LIMIT})"
     )
