@@ -29,7 +29,7 @@ def test_every_candidate_is_told_of() -> None:
     assert (told.request_id, told.revision, told.profile, told.pod) == ("req-1", 42, "default", "pod-2")
     assert verdicts["pod-2"].chosen
     assert verdicts["pod-2"].cached_tokens == 700
-    assert set(verdicts["pod-2"].scores) == {"token-load", "prefix-affinity", "adapter-affinity", "kv-usage"}
+    assert set(verdicts["pod-2"].scores) == {"token-load", "prefix-affinity"}
 
 
 def test_the_draws_that_broke_a_tie_are_told() -> None:

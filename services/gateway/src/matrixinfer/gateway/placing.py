@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 
 from matrixinfer.gateway.board import LoadBoard
-from matrixinfer.gateway.core.load import Burden, EngineLoads, burden
+from matrixinfer.gateway.core.load import Burden, EngineLoads, answer_tokens, burden
 from matrixinfer.gateway.core.prompt import Prompt, adapter_key, chain, matched_tokens, seed_of
 from matrixinfer.gateway.core.schedule.framework import Decision, Profile, Refused, View, decide
 from matrixinfer.gateway.core.schedule.profiles import TWO_RANDOM, profile_of
@@ -28,7 +28,7 @@ __all__ = ["Placement", "Placer"]
 _KV_TOKENS: Final = 262_144
 """What an engine's memory is taken for while it does not say: an 8B model on a 40 GB card."""
 _RENEW_SHARE: Final = 8
-"""An entry is written anew when its pod got this part of its memory since."""
+"""An entry is written anew when its pod was sent this part of its memory since: an eighth."""
 _HURRIED_BYTES: Final = 16 * 1024
 """So much of a prompt is hashed when there is little time."""
 _NOTHING_FOUND: Final = Found({})
@@ -112,7 +112,7 @@ class Placer:
             loads.prefill_tokens,
             loads.decode_tokens,
             engines,
-            self._cached(found, engines, prompt),
+            self._cached(found, engines, prompt) if found.holdings else {},
             self._with_adapter(at_adapter) if adapter else None,
             prompt.tokens,
             tried,
@@ -124,8 +124,7 @@ class Placer:
         decision = decide(profile, view, partial(draw, request_id))
         if isinstance(decision, Refused):
             return decision
-        # Not what is common: of that it is not known that this endpoint has it, and it is the first to be asked, or not.
-        laid = _burden(size, prompt, view.cached_tokens.get(decision.position, 0))
+        laid = _burden(size, prompt, view.cached_tokens.get(decision.position, view.common_tokens))
         known = 0
         if prefixes is not None:
             known = self._note(prefixes, decision, found, hashes, key if adapter else 0, laid, engines)
@@ -164,14 +163,14 @@ class Placer:
         engines: EngineLoads,
     ) -> int:
         endpoint = decision.endpoint
-        held = found.holdings.get(endpoint.mark)
-        fresh = held is not None and held.age_tokens * _RENEW_SHARE <= _memory(engines, decision.position)
-        known = held.blocks if held is not None and fresh else 0
-        prefixes.note(hashes, endpoint.mark, endpoint.slot, known=known)
+        blocks, age = found.holdings.get(endpoint.mark, (found.common_blocks, 0))
+        # What was sent long ago is noted anew before the engine is taken to have forgotten it.
+        fresh = age * _RENEW_SHARE <= _memory(engines, decision.position)
+        prefixes.note(hashes, endpoint.mark, endpoint.slot, known=blocks if fresh else 0)
         if key:
             prefixes.note((key,), endpoint.mark, endpoint.slot)
         prefixes.advance(endpoint.slot, laid.prefill_tokens + laid.decode_tokens)
-        return held.blocks if held is not None else 0
+        return blocks
 
 
 _SEED_LIMIT: Final = 1024
@@ -185,7 +184,6 @@ def _memory(engines: EngineLoads, i: int) -> float:
 
 
 def _burden(size: int, prompt: Prompt, cached: int) -> Burden:
-    guess = burden(size, prompt.max_tokens)
     if not prompt.tokens:
-        return guess
-    return Burden(size, max(prompt.tokens - cached, 0), guess.decode_tokens)
+        return burden(size, prompt.max_tokens)
+    return Burden(size, max(prompt.tokens - cached, 0), answer_tokens(prompt.max_tokens))

@@ -18,7 +18,7 @@ import mmap
 import os
 from collections.abc import Mapping, Sequence
 from struct import Struct
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeAlias
 
 from matrixinfer.gateway.core.slots import MARKS
 from matrixinfer.gateway.core.types import Mark, Slot
@@ -32,8 +32,10 @@ _WORD_BYTES: Final = 8
 
 # A word, from the top: tag, mark, stamp.
 _TAG_BITS: Final = 24
+_TAG_SHIFT: Final = 64 - _TAG_BITS
 _MARK_BITS: Final = (MARKS - 1).bit_length()
 _STAMP_BITS: Final = 20
+_OVER_TAG: Final = _MARK_BITS + _STAMP_BITS
 _MARK_MASK: Final = (1 << _MARK_BITS) - 1
 _STAMP_MASK: Final = (1 << _STAMP_BITS) - 1
 _STAMP_TOKENS: Final = 256
@@ -43,19 +45,16 @@ _OWNER_LIMIT: Final = 6
 so many owners is taken to be everywhere: keeping it to these few would starve the rest of the pods."""
 
 
-class Holding(NamedTuple):
-    """How many blocks of a chain a pod was sent, and how many tokens it was sent since."""
-
-    blocks: int
-    age_tokens: int
+Holding: TypeAlias = tuple[int, int]
+"""How many blocks of a chain a pod was sent, and how many tokens it was sent since."""
 
 
 class Found(NamedTuple):
     """Who has what of a chain. Of a beginning with so many owners that they were not all kept, anyone may be one."""
 
-    holdings: dict[Mark, Holding]
+    holdings: Mapping[Mark, Holding]
+    """Those that have more than what is common."""
     common_blocks: int = 0
-    """So many blocks are that common: whoever is not among the holdings may have them too."""
 
 
 _NOBODY: Final = Found({})
@@ -90,25 +89,32 @@ class PrefixIndex:
         A search by halves for the longest beginning that anyone has. Who shows up on the way has at least that much,
         so shorter holdings come for free; they may be shorter than what is true.
         """
-        found: dict[Mark, Holding] = {}
-        common = 0
-        low, high = 0, len(chain)
-        at = 1
+        seen: dict[Mark, tuple[int, int]] = {}
+        read, table, sets = _SET.unpack_from, self._map, self._sets
+        common = low = 0
+        high, at = len(chain), 1
         while low < high:
-            owners = self._owners(chain[at - 1], pods)
+            block = chain[at - 1]
+            tag = block >> _TAG_SHIFT or 1
+            owners = 0
+            for word in read(table, (block & sets) << _SET_SHIFT):
+                if word >> _OVER_TAG == tag and (mark := word >> _STAMP_BITS & _MARK_MASK) in pods:
+                    seen[mark] = at, word & _STAMP_MASK
+                    owners += 1
             if owners:
                 low = at
-                if len(owners) >= _OWNER_LIMIT:
+                if owners >= _OWNER_LIMIT:
                     common = at
-                for mark, stamp in owners:
-                    found[mark] = Holding(at, stamp)
             else:
                 high = at - 1
-            at = (low + high + 1) // 2
-        if not found:
+            at = (low + high + 1) >> 1
+        if not seen:
             return _NOBODY
-        aged = {mark: Holding(blocks, self._age(pods[mark], stamp)) for mark, (blocks, stamp) in found.items()}
-        return Found(aged, common)
+        # Who has only what all may have is no better than they.
+        return Found(
+            {mark: (blocks, self._age(pods[mark], stamp)) for mark, (blocks, stamp) in seen.items() if blocks > common},
+            common,
+        )
 
     def note(self, chain: Sequence[int], mark: Mark, slot: Slot, *, known: int = 0) -> None:
         """A pod is being sent a prompt; of its blocks the first `known` are noted already."""
@@ -117,7 +123,8 @@ class PrefixIndex:
         stamp = (self._now(slot) // _STAMP_TOKENS) & _STAMP_MASK
         low = mark << _STAMP_BITS | stamp
         for block in chain[known:]:
-            self._put(block, low)
+            first, words = self._set(block)
+            self._words[first + self._way(block, words, mark)] = _tag(block) << _OVER_TAG | low
 
     def advance(self, slot: Slot, tokens: int) -> None:
         """So many tokens more will be in the memory of the pod at `slot`."""
@@ -132,38 +139,20 @@ class PrefixIndex:
                 if word >> _STAMP_BITS == wanted:
                     self._words[first + i] = 0
 
-    def _owners(self, block: int, pods: Mapping[Mark, Slot]) -> list[tuple[Mark, int]]:
+    def _way(self, block: int, words: tuple[int, ...], mark: Mark) -> int:
+        """Which word of its set an entry takes: its own of before, a free one, else somebody's."""
         tag = _tag(block)
-        words = _SET.unpack_from(self._map, (block & self._sets) << _SET_SHIFT)
-        return [
-            (mark, word & _STAMP_MASK)
-            for word in words
-            if word >> _OVER_TAG == tag and (mark := word >> _STAMP_BITS & _MARK_MASK) in pods
-        ]
-
-    def _put(self, block: int, low: int) -> None:
-        first, words = self._set(block)
-        tag = _tag(block)
-        word = tag << _OVER_TAG | low
-        owner = word >> _STAMP_BITS
-        free = -1
-        rivals = []
-        for i, other in enumerate(words):
-            if other >> _STAMP_BITS == owner:
-                self._words[first + i] = word
-                return
-            if not other:
-                free = i
-            elif other >> _OVER_TAG == tag:
-                rivals.append(i)
+        rivals = [way for way, word in enumerate(words) if word >> _OVER_TAG == tag]
+        for way in rivals:
+            if words[way] >> _STAMP_BITS & _MARK_MASK == mark:
+                return way
+        if len(rivals) < _OWNER_LIMIT and 0 in words:
+            return words.index(0)
+        # By turns, so that whoever fills a set on purpose cannot say which entry goes.
+        self._turn += 1
         if len(rivals) >= _OWNER_LIMIT:
-            self._turn += 1
-            free = rivals[self._turn % len(rivals)]
-        elif free < 0:
-            # By turns, so that whoever fills a set on purpose cannot say which entry goes.
-            self._turn += 1
-            free = (self._turn ^ block >> 32) % _WAYS
-        self._words[first + free] = word
+            return rivals[self._turn % len(rivals)]
+        return (self._turn ^ block >> 32) % _WAYS
 
     def _set(self, block: int) -> tuple[int, tuple[int, ...]]:
         number = block & self._sets
@@ -179,12 +168,9 @@ class PrefixIndex:
         return ((self._now(slot) // _STAMP_TOKENS - stamp) & _STAMP_MASK) * _STAMP_TOKENS
 
 
-_OVER_TAG: Final = _MARK_BITS + _STAMP_BITS
-
-
 def _tag(block: int) -> int:
     # Never 0, which is an empty word. The low bits choose the set.
-    return block >> (64 - _TAG_BITS) or 1
+    return block >> _TAG_SHIFT or 1
 
 
 def _size(workers: int, capacity: int, table_bytes: int) -> int:

@@ -12,7 +12,7 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["UNKNOWN", "Burden", "EngineLoads", "EngineReport", "Loads", "burden", "still_to_come"]
+__all__ = ["UNKNOWN", "Burden", "EngineLoads", "EngineReport", "Loads", "answer_tokens", "burden", "still_to_come"]
 
 _BYTES_PER_TOKEN: Final = 4
 _DECODE_TOKENS: Final = 256
@@ -30,8 +30,12 @@ class Burden(msgspec.Struct, frozen=True, gc=False):
 
 def burden(size: int, max_tokens: int | None = None) -> Burden:
     """Estimate what a request with a body of `size` bytes asks of an engine that has none of its prompt cached."""
-    written = _DECODE_TOKENS if max_tokens is None else max(1, min(max_tokens, _DECODE_TOKENS))
-    return Burden(size, -(-size // _BYTES_PER_TOKEN), written)
+    return Burden(size, -(-size // _BYTES_PER_TOKEN), answer_tokens(max_tokens))
+
+
+def answer_tokens(max_tokens: int | None) -> int:
+    """Estimate how long an answer will be."""
+    return _DECODE_TOKENS if max_tokens is None else max(1, min(max_tokens, _DECODE_TOKENS))
 
 
 def still_to_come(expected: int, written: int) -> int:

@@ -9,7 +9,7 @@ never for idle. Scores are its whole numbers of 0 to 100, divided by 100.
 from collections.abc import Sequence
 from typing import Final
 
-from matrixinfer.gateway.core.schedule.framework import View
+from matrixinfer.gateway.core.schedule.framework import Contest, View
 
 __all__ = [
     "few_waiting",
@@ -36,8 +36,9 @@ def few_waiting(view: View, candidates: Sequence[int]) -> Sequence[int]:
     return [i for i in candidates if not waiting[i] >= _MAX_WAITING]
 
 
-def least_request(view: View, candidates: Sequence[int]) -> list[float]:
+def least_request(contest: Contest) -> list[float]:
     """Running and, a hundred times as heavy, waiting requests, against the worst candidate."""
+    view, candidates = contest.view, contest.candidates
     engines = view.engines
     if engines is None:
         loads = [float(view.requests[i]) for i in candidates]
@@ -49,22 +50,25 @@ def least_request(view: View, candidates: Sequence[int]) -> list[float]:
     return [_whole((worst - load) / worst) for load in loads]
 
 
-def gpu_cache_usage(view: View, candidates: Sequence[int]) -> list[float]:
+def gpu_cache_usage(contest: Contest) -> list[float]:
     """The free share of the KV memory."""
+    view, candidates = contest.view, contest.candidates
     engines = view.engines
     if engines is None:
         return [0.0] * len(candidates)
     return [_whole(1.0 - usage) for usage in _filled([engines.kv_usage[i] for i in candidates], ceiling=1.0)]
 
 
-def least_latency(view: View, candidates: Sequence[int]) -> list[float]:
+def least_latency(contest: Contest) -> list[float]:
     """Time to first token and per token, half each, stretched between the best and the worst candidate."""
+    view, candidates = contest.view, contest.candidates
     first, each = _stretched(view.ttft_seconds, candidates), _stretched(view.tpot_seconds, candidates)
     return [_whole(_TTFT_WEIGHT * one + (1.0 - _TTFT_WEIGHT) * other) for one, other in zip(first, each, strict=True)]
 
 
-def prefix_cache(view: View, candidates: Sequence[int]) -> list[float]:
+def prefix_cache(contest: Contest) -> list[float]:
     """The cached share of the prompt, whatever the load."""
+    view, candidates = contest.view, contest.candidates
     cached, common, total = view.cached_tokens, view.common_tokens, max(view.prompt_tokens, 1)
     return [_whole(min(cached.get(i, common) / total, 1.0)) for i in candidates]
 

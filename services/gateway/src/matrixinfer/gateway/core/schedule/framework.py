@@ -9,18 +9,20 @@ from the request id. The best of a dozen fresh draws is as good as the best of a
 longer grows with the fleet.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import msgspec
 
-from matrixinfer.gateway.core.load import EngineLoads
+from matrixinfer.gateway.core.schedule.view import View
+from matrixinfer.gateway.core.schedule.work import work
 from matrixinfer.gateway.core.types import Endpoint, PluginWeight
 
 __all__ = [
     "SAMPLE_ABOVE",
     "SAMPLE_SIZE",
+    "Contest",
     "Decision",
     "Draw",
     "Filter",
@@ -48,46 +50,11 @@ _ADDEND: Final = 1442695040888963407
 _LOW_BITS: Final = 32
 
 
-class View(msgspec.Struct, frozen=True, array_like=True):
-    """All that a decision may look at. The sequences run parallel: one item per endpoint; mappings are sparse.
-
-    The seam to everybody who knows something: load and engine reports come from the board, what is ejected from the
-    breakers, what is cached from the prefix index. What nobody knows keeps its default.
-    """
-
-    endpoints: Sequence[Endpoint]
-    requests: Sequence[int]
-    """Our own in flight, over all workers."""
-    prefill_tokens: Sequence[int]
-    """Tokens of those that wait for their first byte and are not expected in the endpoint's cache."""
-    decode_tokens: Sequence[int]
-    """Tokens that the answers in flight are still expected to have."""
-    engines: EngineLoads | None = None
-    """What engines last said of themselves; None when nobody asks them."""
-    cached_tokens: Mapping[int, int] = {}
-    """By position: prompt tokens of this request that the endpoint probably has in its cache."""
-    adapter_at: frozenset[int] | None = None
-    """Positions where the request's adapter is probably loaded; None when it asks for none."""
-    prompt_tokens: int = 0
-    """Estimate for this request."""
-    tried: frozenset[str] = frozenset()
-    """Uids of the pods that this request already failed on."""
-    ejected: frozenset[str] = frozenset()
-    """Uids of the pods that circuit breakers leave out for now."""
-    common_tokens: int = 0
-    """Likewise of all the other endpoints: the beginning of the prompt is so common that anyone may have it."""
-    limit: int | None = None
-    """Most requests that one endpoint may have in flight."""
-    ttft_seconds: Sequence[float] = ()
-    """Recent time to first token per endpoint, NaN where unknown; empty when nobody measures it."""
-    tpot_seconds: Sequence[float] = ()
-    """Recent time per output token, likewise."""
-
-
 Filter: TypeAlias = Callable[[View, Sequence[int]], Sequence[int]]
 """Returns what it keeps; the very sequence it was given when it keeps all."""
-Scorer: TypeAlias = Callable[[View, Sequence[int]], Sequence[float]]
-"""Returns one number in [0, 1] per candidate, on a scale of its own that others' numbers do not move."""
+Scorer: TypeAlias = Callable[["Contest"], Sequence[float]]
+"""Returns one number in [0, 1] per candidate, on a scale of its own that others' numbers do not move; nothing at all
+when it tells nobody apart."""
 Picker: TypeAlias = Callable[[View, Sequence[int], Sequence[float], Draw], int]
 """Returns one of the candidates."""
 
@@ -102,6 +69,33 @@ class Profile:
     plugins: tuple[PluginWeight, ...] = ()
     """What it was made of; empty for a profile of the gateway's own."""
     name: str = ""
+
+
+class Contest:
+    """Who is still in the running, and what several scorers want to know of them, worked out at most once."""
+
+    __slots__ = ("_holders", "_work", "candidates", "view")
+
+    def __init__(self, view: View, candidates: Sequence[int]) -> None:
+        self.view = view
+        self.candidates = candidates
+        self._work: list[float] | None = None
+        self._holders: list[tuple[int, int]] | None = None
+
+    @property
+    def work(self) -> list[float]:
+        """Tokens that stand before the request at each candidate, its own not counted."""
+        if self._work is None:
+            self._work = work(self.view, self.candidates)
+        return self._work
+
+    @property
+    def holders(self) -> list[tuple[int, int]]:
+        """Who has a part of the prompt: indices into `candidates`, with the tokens."""
+        if self._holders is None:
+            candidates, cached = self.candidates, self.view.cached_tokens
+            self._holders = [(candidates.index(i), tokens) for i, tokens in cached.items() if i in candidates]
+        return self._holders
 
 
 class Removal(msgspec.Struct, frozen=True):
@@ -151,21 +145,23 @@ def _decide(profile: Profile, view: View, draw: Draw, candidates: Sequence[int])
         candidates = kept
     if not candidates:
         return Refused("", removals)
-    scores = _total(profile, view, candidates)
+    scores = _total(profile, Contest(view, candidates))
     name, pick = profile.picker
     position = pick(view, candidates, scores, draw)
     return Decision(view.endpoints[position], position, candidates, scores, removals, name)
 
 
-def _total(profile: Profile, view: View, candidates: Sequence[int]) -> Sequence[float]:
-    total: Sequence[float] | None = None
+def _total(profile: Profile, contest: Contest) -> Sequence[float]:
+    total: Sequence[float] = ()
     for _, weight, score in profile.scorers:
-        part = score(view, candidates)
-        if total is None:
-            total = part if weight == 1.0 else [weight * value for value in part]
-        else:
+        part = score(contest)
+        if not part:
+            continue
+        if total:
             total = [so_far + weight * value for so_far, value in zip(total, part, strict=True)]
-    return [0.0] * len(candidates) if total is None else total
+        else:
+            total = [weight * value for value in part]
+    return total or [0.0] * len(contest.candidates)
 
 
 def _sample(view: View, count: int, draw: Draw) -> Sequence[int]:

@@ -12,7 +12,16 @@ from functools import partial
 
 import msgspec
 
-from matrixinfer.gateway.core.schedule.framework import Decision, Draw, Profile, Refused, Removal, View, decide
+from matrixinfer.gateway.core.schedule.framework import (
+    Contest,
+    Decision,
+    Draw,
+    Profile,
+    Refused,
+    Removal,
+    View,
+    decide,
+)
 from matrixinfer.gateway.core.schedule.profiles import TWO_RANDOM, profile_of
 from matrixinfer.gateway.core.schedule.rung import Rung
 from matrixinfer.gateway.core.split import draw
@@ -49,6 +58,7 @@ class CandidateVerdict(msgspec.Struct, frozen=True, omit_defaults=True):
     cached_tokens: int = 0
     removed_by: str = ""
     scores: dict[str, float] = {}
+    """Of the scorers that told candidates apart."""
     total: float | None = None
     chosen: bool = False
 
@@ -135,8 +145,9 @@ def _removed(removals: tuple[Removal, ...]) -> dict[int, str]:
 def _scores(profile: Profile, view: View, decision: Decision | None) -> Mapping[int, dict[str, float]]:
     if decision is None:
         return {}
-    parts = [(name, score(view, decision.candidates)) for name, _, score in profile.scorers]
-    return {i: {name: values[at] for name, values in parts} for at, i in enumerate(decision.candidates)}
+    contest = Contest(view, decision.candidates)
+    parts = [(name, score(contest)) for name, _, score in profile.scorers]
+    return {i: {name: values[at] for name, values in parts if values} for at, i in enumerate(decision.candidates)}
 
 
 def _verdict(
