@@ -11,6 +11,7 @@ import msgspec
 
 from matrixinfer.gateway.access import AccessRecord
 from matrixinfer.gateway.board import LoadBoard
+from matrixinfer.gateway.core.line import QueueLimits
 from matrixinfer.gateway.core.load import burden
 from matrixinfer.gateway.core.types import (
     Endpoint,
@@ -220,8 +221,11 @@ class Rig:
         self.health = HealthBoard(HealthBoard.create(1, 64), 1, 64)
         self.limits = InletLimits()
         self.pool_limits = PoolLimits()
-        self.defaults = TrafficDefaults(retry_interval_seconds=0)
+        self.defaults = TrafficDefaults(retry_interval_seconds=0, queue=QueueLimits(busy_seconds=0, empty_seconds=0))
         self.policy = TrafficPolicy()
+        self.priority = 0
+        self.wanted: list[Server] = []
+        """Servers that the worker asked the supervisor for."""
         self.model: str | None = None
         self.name = "m"
         self.engine_name = "vLLM"
@@ -271,6 +275,7 @@ class Rig:
             clock=monotonic,
             new_request_id=lambda: f"made-{len(self.records)}",
             tracer=self.tracer,
+            wake=self.wanted.append,
         )
         await self.serve(self.handler)
         self.publish()
@@ -295,7 +300,9 @@ class Rig:
             if e not in without
         )
         server = Server("ns", "s", self.model, self.engine_name, endpoints, self.policy)
-        route = Route("ns", "r", self.name, ("lora",), (Rule("rule", None, (Target("s", 100, 0),)),), 1)
+        route = Route(
+            "ns", "r", self.name, ("lora",), (Rule("rule", None, (Target("s", 100, 0),)),), 1, priority=self.priority
+        )
         self.handler.install(Snapshot(self.revision, (server,), (route,), gone))
 
     async def client(self, **options: Any) -> Client:

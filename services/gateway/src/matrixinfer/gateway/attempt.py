@@ -10,7 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 
 from matrixinfer.engines.catalog import ENGINES
-from matrixinfer.gateway.board import LoadRow
+from matrixinfer.gateway.board import Claim, LoadRow
 from matrixinfer.gateway.choosing import Choice
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, with_form_model
 from matrixinfer.gateway.core.hiddenusage import HiddenUsage, with_usage
@@ -69,15 +69,20 @@ class Attempts:
         row: LoadRow,
         page: LedgerPage,
         health: Health,
+        freed: Callable[[], None],
         clock: Callable[[], float],
         asks_for_usage: bool = True,
         tracer: Tracer | None = None,
     ) -> None:
-        """`asks_for_usage` lets engines count the streams of clients that did not ask, unseen by these."""
+        """`freed` is called when a request has ended.
+
+        `asks_for_usage` lets engines count the streams of clients that did not ask, unseen by these.
+        """
         self._tracer = tracer
         self._pool = pool
         self._page = page
         self._health = health
+        self._freed = freed
         self._asks_for_usage = asks_for_usage
         self._row = row
         self._relays = 0
@@ -90,11 +95,20 @@ class Attempts:
             for relay in tuple(self._in_flight.get(uid, ())):
                 relay.endpoint_gone()
 
-    async def run(self, exchange: Exchange, trace: Trace, choice: Choice, terms: Terms) -> Outcome:
-        """Ask one endpoint. The request is counted in from this very moment until its answer has ended."""
+    def enter(self, choice: Choice) -> Claim:
+        """Count a request in, in the same moment in which it was decided on. `run` or `leave` must follow."""
+        self._health.sent(choice.endpoint)
+        return self._row.enter(choice.endpoint.slot, choice.burden)
+
+    def leave(self, choice: Choice, claim: Claim) -> None:
+        """The request is not sent after all."""
+        claim.end()
+        choice.undo()
+        self._health.proved_nothing(choice.endpoint)
+
+    async def run(self, exchange: Exchange, trace: Trace, choice: Choice, claim: Claim, terms: Terms) -> Outcome:
+        """Ask one endpoint. The request was counted in with `claim`, until its answer has ended."""
         endpoint, health = choice.endpoint, self._health
-        claim = self._row.enter(endpoint.slot, choice.burden)
-        health.sent(endpoint)
         outcome: Outcome | None = None
 
         def began(status: int) -> None:
@@ -110,6 +124,7 @@ class Attempts:
                 outcome = await self._over(Peer.of(endpoint), exchange, trace, choice, terms, began, pooled=False)
         finally:
             claim.end()
+            self._freed()
             trace.tripped = self._note_health(choice, outcome, exchange)
         return outcome
 

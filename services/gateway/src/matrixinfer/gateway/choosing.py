@@ -26,7 +26,7 @@ from matrixinfer.gateway.placing import Placement, Placer
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.trace import Trace
 
-__all__ = ["Choice", "Chooser", "Load"]
+__all__ = ["Choice", "Chooser", "Full", "Load"]
 
 _NO_POLICY = TrafficPolicy()
 
@@ -43,11 +43,23 @@ class Choice(msgspec.Struct, frozen=True):
     burden: Burden
     placement: Placement | None = None
     """How it was decided on; None where there was nothing to decide."""
+    priority: int = 0
+    """The route's."""
 
     def undo(self) -> None:
         """The endpoint did not get the request."""
         if self.placement is not None:
             self.placement.undo()
+
+
+class Full(msgspec.Struct, frozen=True):
+    """No endpoint has room, and this is the server to wait for."""
+
+    server: Server
+    priority: int
+    """The route's."""
+    is_empty: bool
+    """There is not even an endpoint that is busy."""
 
 
 class Load(msgspec.Struct, frozen=True):
@@ -75,6 +87,7 @@ class Chooser:
         self._clock = clock
         # Everything that is read per request is derived here, once per revision.
         self._placers = {id(pool): self._placer(pool) for pool in table.pools}
+        self._pools = {(pool.server.namespace, pool.server.name): pool for pool in table.pools}
 
     def entry(self, trace: Trace) -> RouteEntry:
         """Return the route that owns the model asked for. Raises GatewayError."""
@@ -103,17 +116,18 @@ class Chooser:
         tried: frozenset[str] = frozenset(),
         kept_by: Keeper | None = None,
         rung: Rung = Rung.FULL,
-    ) -> Choice:
-        """Return where the next attempt goes, and note it in `trace`. Raises GatewayError.
+    ) -> Choice | Full:
+        """Return where the next attempt goes, and note it in `trace`; or what to wait for. Raises GatewayError.
 
         With `kept_by` it goes there if the rule allows: nobody else knows what the request continues.
         """
         rule = entry.rule_for(ask)
         if rule is None:
             raise errors.no_rule(ask.model)
-        pool, target = self._kept(rule, kept_by, tried) or self._target(rule, trace.request_id, tried)
+        kept = self._kept(rule, kept_by, tried)
+        pool, target = kept or self._target(rule, trace.request_id, tried)
         if pool is None or target is None:
-            raise errors.no_endpoints(ask.model)
+            return self._nobody(entry, rule, ask, trace)
         # A pool that was narrowed to one endpoint is made for this request.
         placer = self._placers.get(id(pool)) or self._placer(pool)
         placed = placer.place(
@@ -127,13 +141,38 @@ class Chooser:
             rung=rung,
         )
         if isinstance(placed, Refused):
-            raise errors.overloaded(ask.model)
+            if kept is not None:
+                # Room elsewhere is none for it, and everybody behind it would wait for this one endpoint.
+                raise errors.overloaded(ask.model)
+            trace.server = pool.server
+            return Full(pool.server, entry.route.priority, is_empty=False)
         endpoint, revision = placed.endpoint, self.table.revision
         trace.server, trace.endpoint = pool.server, endpoint
         trace.decision = _record(revision, rule, target, placed, rung)
         trace.recorded = Recorded.of(trace.request_id, revision, placed.profile, placed.view, rung)
         renamed = None if entry.is_adapter or pool.server.model == ask.model else pool.server.model
-        return Choice(entry.route.policy, renamed, pool.server, endpoint, placed.burden, placed)
+        return Choice(entry.route.policy, renamed, pool.server, endpoint, placed.burden, placed, entry.route.priority)
+
+    def _nobody(self, entry: RouteEntry, rule: Rule, ask: Ask, trace: Trace) -> Full:
+        """No target and no fallback has an endpoint: wait for the one that the request belongs to."""
+
+        def exists(target: Target) -> bool:
+            return self.table.pool(target) is not None
+
+        target = choose_target(rule, draw(trace.request_id, "target"), exists)
+        pool = None if target is None else self.table.pool(target)
+        if pool is None:
+            raise errors.no_endpoints(ask.model)
+        trace.server = pool.server
+        return Full(pool.server, entry.route.priority, is_empty=True)
+
+    def has_room(self, server: Server) -> bool:
+        """Whether it is worth trying to place a request that waits for the server: a guess that costs little."""
+        pool = self._pools.get((server.namespace, server.name))
+        if pool is None or not pool.candidates:
+            # The server is gone, or others may have endpoints now.
+            return True
+        return self._placers[id(pool)].has_room()
 
     def is_offered(self, choice: Choice) -> bool:
         """Whether the endpoint of a choice is still one that takes new requests."""

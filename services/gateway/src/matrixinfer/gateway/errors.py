@@ -171,25 +171,25 @@ def no_rule(model: str) -> GatewayError:
     )
 
 
-def no_endpoints(model: str) -> GatewayError:
+def no_endpoints(model: str, retry_after_seconds: int = 5) -> GatewayError:
     """The model exists and nothing serves it now."""
     return GatewayError(
         503,
         f"The model {model!r} has no ready endpoint; try again in a moment.",
         type_="server_error",
         code="no_endpoints",
-        retry_after_seconds=5,
+        retry_after_seconds=retry_after_seconds,
     )
 
 
-def overloaded(model: str) -> GatewayError:
+def overloaded(model: str, retry_after_seconds: int = 1) -> GatewayError:
     """Every endpoint has as many requests as it may have."""
     return GatewayError(
         429,
         f"All endpoints of the model {model!r} are busy; try again in a moment.",
         type_="rate_limit_error",
         code="overloaded",
-        retry_after_seconds=1,
+        retry_after_seconds=retry_after_seconds,
     )
 
 

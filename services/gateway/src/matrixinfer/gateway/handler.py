@@ -8,6 +8,8 @@ only layer that retries.
 import asyncio
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
+from math import inf
 
 import msgspec
 
@@ -15,7 +17,7 @@ from matrixinfer.gateway import errors
 from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.attempt import Attempts
 from matrixinfer.gateway.board import LoadBoard, LoadRow
-from matrixinfer.gateway.choosing import Choice, Chooser, Load
+from matrixinfer.gateway.choosing import Choice, Chooser, Full, Load
 from matrixinfer.gateway.core.budget import Budgets
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, peek_form
 from matrixinfer.gateway.core.match import Ask
@@ -27,7 +29,7 @@ from matrixinfer.gateway.core.schedule.rung import Rung
 from matrixinfer.gateway.core.spans import Attributes
 from matrixinfer.gateway.core.surface import Surface, allowed_methods, listed_model, stored_object, surface
 from matrixinfer.gateway.core.table import Table
-from matrixinfer.gateway.core.types import Snapshot
+from matrixinfer.gateway.core.types import Server, Snapshot
 from matrixinfer.gateway.errors import GatewayError
 from matrixinfer.gateway.health import Health, HealthBoard
 from matrixinfer.gateway.ledger import Ledger
@@ -37,6 +39,7 @@ from matrixinfer.gateway.stats import UNKNOWN_MODEL, Stats
 from matrixinfer.gateway.terms import Terms, TrafficDefaults, terms
 from matrixinfer.gateway.trace import Trace
 from matrixinfer.gateway.tracing import Summary, Tracer
+from matrixinfer.gateway.waiting import Placed, Waiting
 from matrixinfer.gateway.wire.message import Exchange, Headers, Refusal, Request, header
 from matrixinfer.gateway.wire.pool import Peer, UpstreamPool
 from matrixinfer.gateway.wire.relay import Held, Outcome
@@ -53,6 +56,7 @@ _CLIENT_GONE_STATUS = 499
 _PROMPT_LIMIT_BYTES = 8 * 2**20
 """Reading the prompt of a larger body would hold up everybody else."""
 _REQUEST_ID_LIMIT = 128
+_PRIORITY_LIMIT = 1000
 
 
 class Handler:
@@ -74,6 +78,7 @@ class Handler:
         now: Callable[[], datetime],
         clock: Callable[[], float],
         new_request_id: Callable[[], str],
+        wake: Callable[[Server], None],
         asks_for_usage: bool = True,
         tracer: Tracer | None = None,
     ) -> None:
@@ -91,11 +96,18 @@ class Handler:
         self._clock = clock
         self._new_request_id = new_request_id
         self._health = Health(health, health.row(worker), defaults.breaker, clock)
+        self._waiting = Waiting(
+            defaults.queue,
+            has_room=lambda server: self._chooser.has_room(server),
+            give_back=lambda placed: self._attempts.leave(placed.choice, placed.claim),
+            wake=wake,
+        )
         self._attempts = Attempts(
             pool=pool,
             row=row,
             page=ledger.page(worker),
             health=self._health,
+            freed=self._waiting.release_soon,
             clock=clock,
             asks_for_usage=asks_for_usage,
             tracer=tracer,
@@ -117,6 +129,13 @@ class Handler:
         self._stats.expect(table.series_keys())
         self._budgets.keep(snapshot.servers)
         self._attempts.end_those_of(table.gone)
+        if self._waiting.lines:
+            self._waiting.release(rerouted=True)
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait for room."""
+        return self._waiting.size
 
     @property
     def revision(self) -> int:
@@ -208,9 +227,11 @@ class Handler:
         if kept_by is None:
             raise errors.object_unknown(object_id)
         choice = self._chooser.keeper_of(object_id, kept_by, trace)
+        claim = self._attempts.enter(choice)
         began = asyncio.get_running_loop().time()
         agreed = terms(choice.policy, choice.server.policy, self._defaults, began)
-        outcome = await self._attempts.run(exchange, trace, choice, msgspec.structs.replace(agreed, retry=_NO_RETRY))
+        unrepeated = msgspec.structs.replace(agreed, retry=_NO_RETRY)
+        outcome = await self._attempts.run(exchange, trace, choice, claim, unrepeated)
         if outcome.failure is not None:
             self._end_badly(exchange, trace, outcome)
 
@@ -225,12 +246,19 @@ class Handler:
         load = self._load(request)
         tried: set[str] = set()
         began = asyncio.get_running_loop().time()
+        asked = _asked_seconds(ask)
         while True:
             choice = self._choose(ask, trace, load, frozenset(tried), kept_by)
+            if isinstance(choice, Choice) and not (self._waiting.lines and self._waiting.has_line(choice.server)):
+                claim = self._attempts.enter(choice)
+            else:
+                full = self._behind(choice) if isinstance(choice, Choice) else choice
+                again = partial(self._place, ask, trace, load, frozenset(tried), kept_by)
+                choice, claim = await self._wait(full, again, ask, exchange, trace, began, asked)
             if not tried:
                 self._budgets.of(choice.server).request(self._clock())
-            agreed = terms(choice.policy, choice.server.policy, self._defaults, began)
-            outcome = await self._attempts.run(exchange, trace, choice, agreed)
+            agreed = terms(choice.policy, choice.server.policy, self._defaults, began, asked)
+            outcome = await self._attempts.run(exchange, trace, choice, claim, agreed)
             if outcome.failure is None:
                 return
             if outcome.untouched or outcome.failure is Failure.ENDPOINT_GONE:
@@ -250,7 +278,9 @@ class Handler:
         reads = self.rung <= Rung.SHORT_PREFIX and len(body) <= _PROMPT_LIMIT_BYTES and is_generation(request.path)
         return Load(len(body), read_prompt(body) if reads else NOTHING)
 
-    def _choose(self, ask: Ask, trace: Trace, load: Load, tried: frozenset[str], kept_by: Keeper | None) -> Choice:
+    def _choose(
+        self, ask: Ask, trace: Trace, load: Load, tried: frozenset[str], kept_by: Keeper | None
+    ) -> Choice | Full:
         """Route and schedule by the newest table."""
         chooser = self._chooser
         entry = chooser.entry(trace)
@@ -260,10 +290,52 @@ class Handler:
             trace.lobby.begin()
         began = self._clock() if trace.spans is not None else 0.0
         choice = chooser.choose(entry, ask, trace, load, tried=tried, kept_by=kept_by, rung=self.rung)
-        if trace.spans is not None:
-            trace.spans.phases.append(("schedule", began, self._clock(), _noted(chooser.table.revision, choice)))
-        trace.series = self._stats.series(trace.model, trace.route, choice.server.name)
+        if isinstance(choice, Choice):
+            if trace.spans is not None:
+                trace.spans.phases.append(("schedule", began, self._clock(), _noted(chooser.table.revision, choice)))
+            trace.series = self._stats.series(trace.model, trace.route, choice.server.name)
         return choice
+
+    def _place(
+        self, ask: Ask, trace: Trace, load: Load, tried: frozenset[str], kept_by: Keeper | None
+    ) -> Placed | Full:
+        choice = self._choose(ask, trace, load, tried, kept_by)
+        return Placed(choice, self._attempts.enter(choice)) if isinstance(choice, Choice) else choice
+
+    def _behind(self, choice: Choice) -> Full:
+        """There is room, but others wait for it already."""
+        choice.undo()
+        return Full(choice.server, choice.priority, is_empty=False)
+
+    async def _wait(
+        self,
+        full: Full,
+        again: Callable[[], Placed | Full],
+        ask: Ask,
+        exchange: Exchange,
+        trace: Trace,
+        began: float,
+        asked: float | None,
+    ) -> Placed:
+        request, before = exchange.request, self._clock()
+        entry = self._chooser.entry(trace)
+        agreed = terms(entry.route.policy, full.server.policy, self._defaults, began, asked)
+        try:
+            return await self._waiting.wait(
+                full,
+                again,
+                model=trace.model,
+                size=len(request.body),
+                priority=_asked_priority(ask),
+                arrived=request.received,
+                ends_at=agreed.deadlines.ends_at,
+            )
+        finally:
+            waited = self._clock() - before
+            trace.waited += waited
+            trace.queued_seconds = (trace.queued_seconds or 0.0) + waited
+            if trace.spans is not None:
+                trace.spans.phases.append(("wait", before, before + waited, {}))
 
     # -- when it fails --------------------------------------------------------------------------------------------
 
@@ -344,6 +416,23 @@ class Handler:
         if self._tracer is not None and trace.spans is not None:
             self._tracer.end(trace.spans, _summary(exchange.request, trace, now))
         self._access.write(trace.record(exchange, worker=self._worker, time=self._now(), total_seconds=now - received))
+
+
+def _asked_priority(ask: Ask) -> int:
+    """The client's word on its requests among those of its route: higher goes first; nonsense is no priority."""
+    try:
+        return max(-_PRIORITY_LIMIT, min(_PRIORITY_LIMIT, int(ask.headers.get("x-request-priority", ""))))
+    except ValueError:
+        return 0
+
+
+def _asked_seconds(ask: Ask) -> float | None:
+    """How long the client is going to wait for its answer; nonsense is no limit."""
+    try:
+        seconds = float(ask.headers["x-request-timeout"])
+    except (KeyError, ValueError):
+        return None
+    return seconds if 0 < seconds < inf else None
 
 
 def _peek(request: Request) -> Peek:

@@ -172,6 +172,7 @@ class Traffic(Collector):
         opened = {(): total.upstream_opened}
         yield _counter("upstream_connections_opened", "Connections made to engines.", (), opened)
         dropped = {(): total.access_log_dropped}
+        yield _gauge("waiting_requests", "Requests that wait for room.", (), {(): total.waiting})
         yield _counter("access_log_dropped_lines", "Access-log lines lost because nobody read stdout.", (), dropped)
         yield _counter("spans_exported", "Spans that a collector took.", (), {(): total.spans_exported})
         yield _counter("spans_dropped", "Spans that no collector got.", (), {(): total.spans_dropped})
@@ -240,6 +241,7 @@ def _merged(reports: Sequence[StatsReport]) -> StatsReport:
         sum(report.access_log_dropped for report in reports),
         sum(report.spans_exported for report in reports),
         sum(report.spans_dropped for report in reports),
+        sum(report.waiting for report in reports),
     )
 
 

@@ -130,6 +130,11 @@ class Placer:
             known = self._note(prefixes, decision, found, hashes, key if adapter else 0, laid, engines)
         return Placement(decision, profile, view, laid, prefixes, hashes, known)
 
+    def has_room(self) -> bool:
+        """Whether an endpoint has fewer requests than it may have."""
+        limit = self._pool.server.policy.max_in_flight_per_endpoint
+        return limit is None or any(requests < limit for requests in self._reader.loads().requests)
+
     def _seed(self, tenant: str, model: str, adapter: str) -> tuple[int, int]:
         names = (tenant, model, adapter)
         seeds = self._seeds.get(names)

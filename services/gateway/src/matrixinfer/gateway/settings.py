@@ -9,6 +9,7 @@ from pydantic_settings import SettingsConfigDict
 from matrixinfer.gateway.certificate import CertificateFiles
 from matrixinfer.gateway.core.breaker import BreakerPolicy
 from matrixinfer.gateway.core.budget import BudgetLimits
+from matrixinfer.gateway.core.line import QueueLimits
 from matrixinfer.gateway.core.outliers import OutlierPolicy
 from matrixinfer.gateway.core.scrape import Pace
 from matrixinfer.gateway.telemetry import TelemetrySettings
@@ -85,6 +86,11 @@ class GatewaySettings(TelemetrySettings):
     retry_interval_seconds: float = Field(0.025, ge=0, description="Pause before each of them, likewise.")
     retry_budget_percent: int = Field(20, ge=0, le=100, description="Share of a server's requests sent again.")
     retry_budget_least_per_second: float = Field(3.0, ge=0, description="Retries that a server always gets.")
+
+    queue_requests: int = Field(512, ge=0, description="Requests of one worker that may wait for one server.")
+    queue_bytes: int = Field(128 * 2**20, ge=0, description="Bodies of all that wait in one worker.")
+    queue_seconds: float = Field(30.0, ge=0, description="Wait for room on busy endpoints; 0 refuses at once.")
+    wake_seconds: float = Field(120.0, ge=0, description="Wait for a server's first endpoint; 0 refuses at once.")
 
     eject_failures: int = Field(5, ge=0, le=1000, description="Failures in a row that leave an endpoint out; 0 never.")
     eject_seconds: float = Field(10.0, gt=0, description="How long, the first time; it doubles each time after.")
@@ -166,6 +172,7 @@ class GatewaySettings(TelemetrySettings):
             idle_seconds=self.idle_seconds,
             retry_attempts=self.retry_attempts,
             retry_interval_seconds=self.retry_interval_seconds,
+            queue=QueueLimits(self.queue_requests, self.queue_bytes, self.queue_seconds, self.wake_seconds),
             breaker=BreakerPolicy(
                 self.eject_failures, self.eject_seconds, self.eject_most_seconds, self.eject_most_percent
             ),

@@ -170,6 +170,7 @@ class StatsReport(msgspec.Struct, frozen=True):
     access_log_dropped: int = 0
     spans_exported: int = 0
     spans_dropped: int = 0
+    waiting: int = 0
 
 
 class Histogram:
@@ -309,6 +310,7 @@ class Stats:
         access_log_dropped: int,
         spans_exported: int = 0,
         spans_dropped: int = 0,
+        waiting: int = 0,
     ) -> StatsReport:
         """Return what changed since the last call, with the numbers that others count."""
         changed = {key: series for key, series in self._series.items() if series.changed}
@@ -322,6 +324,7 @@ class Stats:
             access_log_dropped,
             spans_exported,
             spans_dropped,
+            waiting,
         )
 
     def _new(self, key: SeriesKey) -> Series:

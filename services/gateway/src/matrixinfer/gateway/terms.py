@@ -6,6 +6,7 @@ import msgspec
 
 from matrixinfer.gateway.core.breaker import BreakerPolicy
 from matrixinfer.gateway.core.budget import BudgetLimits
+from matrixinfer.gateway.core.line import QueueLimits
 from matrixinfer.gateway.core.retry import RetryPolicy
 from matrixinfer.gateway.core.types import TrafficPolicy
 from matrixinfer.gateway.wire.relay import Deadlines
@@ -24,6 +25,7 @@ class TrafficDefaults:
     retry_interval_seconds: float = 0.025
     retry_budget: BudgetLimits = field(default_factory=BudgetLimits)
     breaker: BreakerPolicy = field(default_factory=BreakerPolicy)
+    queue: QueueLimits = field(default_factory=QueueLimits)
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -33,9 +35,13 @@ class Terms(msgspec.Struct, frozen=True):
     retry: RetryPolicy
 
 
-def terms(route: TrafficPolicy, server: TrafficPolicy, own: TrafficDefaults, began: float) -> Terms:
-    """Return the terms of a request that began at loop time `began`."""
+def terms(
+    route: TrafficPolicy, server: TrafficPolicy, own: TrafficDefaults, began: float, asked_seconds: float | None = None
+) -> Terms:
+    """Return the terms of a request that began at loop time `began` and has its own idea of how long it may take."""
     total = _first(route.total_seconds, server.total_seconds, own.total_seconds)
+    if asked_seconds is not None:
+        total = min(total, asked_seconds)
     return Terms(
         Deadlines(
             _first(route.first_byte_seconds, server.first_byte_seconds, own.first_byte_seconds),

@@ -25,7 +25,7 @@ from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.schedule.rung import Ladder, next_ladder
 from matrixinfer.gateway.core.tracecontext import sampler
-from matrixinfer.gateway.core.types import Snapshot
+from matrixinfer.gateway.core.types import Server, Snapshot
 from matrixinfer.gateway.export import SpanExporter
 from matrixinfer.gateway.handler import Handler
 from matrixinfer.gateway.health import HealthBoard
@@ -33,10 +33,12 @@ from matrixinfer.gateway.ipc import (
     Acknowledged,
     Configure,
     Drain,
+    FromWorker,
     Publish,
     Report,
     Serving,
     ToWorker,
+    Wanted,
     encode,
     read_to_worker,
 )
@@ -108,6 +110,7 @@ class Worker:
             now=utcnow,
             clock=monotonic,
             new_request_id=_request_ids(),
+            wake=self._ask_for,
             asks_for_usage=config.stream_usage == "ask",
             tracer=tracer,
         )
@@ -116,11 +119,13 @@ class Worker:
         self._inlet = HttpInlet(self._handler, self._handler.refuse, config.inlet, monotonic, context)
         self._stopping = asyncio.Event()
         self._has_snapshot = asyncio.Event()
+        self._supervisor: asyncio.StreamWriter | None = None
 
     async def run(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve until told to stop, then finish what runs, for at most the drain time."""
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, self._signalled, number)
+        self._supervisor = writer
         async with asyncio.TaskGroup() as tasks:
             helpers = [
                 tasks.create_task(self._listen_to_supervisor(reader, writer)),
@@ -182,6 +187,10 @@ class Worker:
         self._pool.sweep(asyncio.get_running_loop().time(), self._handler.peers())
         self._has_snapshot.set()
 
+    def _ask_for(self, server: Server) -> None:
+        if self._supervisor is not None:
+            self._send(self._supervisor, Wanted(server.namespace, server.name))
+
     def _close(self) -> None:
         self._handler.draining = True
         self._inlet.draining = True
@@ -219,10 +228,11 @@ class Worker:
                 access_log_dropped=self._access.dropped,
                 spans_exported=self._exporter.exported if self._exporter else 0,
                 spans_dropped=self._exporter.dropped if self._exporter else 0,
+                waiting=self._handler.waiting,
             )
         )
 
-    def _send(self, writer: asyncio.StreamWriter, message: Acknowledged | Report | Serving) -> None:
+    def _send(self, writer: asyncio.StreamWriter, message: FromWorker) -> None:
         if not writer.is_closing():
             writer.write(encode(message))
 

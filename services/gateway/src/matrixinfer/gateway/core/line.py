@@ -10,16 +10,31 @@ inconsistent. A place is a value that never changes.
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
+from dataclasses import dataclass
 from math import ceil
 from typing import Final, Generic, NamedTuple, TypeVar
 
-__all__ = ["Line", "Place", "Turns"]
+__all__ = ["Line", "Place", "QueueLimits", "Turns"]
 
 _OLDEST_EVERY: Final = 8
 _RATE_MEMORY: Final = 16
 """Turns over which the time between two of them is averaged."""
 
 _T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """What may wait in one worker."""
+
+    requests: int = 512
+    """For one server."""
+    bytes: int = 128 * 2**20
+    """Bodies, for all servers."""
+    busy_seconds: float = 30.0
+    """While all endpoints are busy; 0 refuses at once."""
+    empty_seconds: float = 120.0
+    """While there is no endpoint; 0 refuses at once."""
 
 
 class Place(NamedTuple):

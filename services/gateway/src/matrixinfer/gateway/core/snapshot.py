@@ -182,6 +182,7 @@ def _route(route: api.ModelRoute, owned: Mapping[str, Key], positions: Mapping[K
         TrafficPolicy(_seconds(timeouts.request), _seconds(timeouts.first_byte), _seconds(timeouts.idle))
         if timeouts
         else TrafficPolicy(),
+        route.spec.priority,
     )
 
 

@@ -139,6 +139,7 @@ class Route(msgspec.Struct, frozen=True, array_like=True):
     rules: tuple[Rule, ...]
     created: int = 0
     policy: TrafficPolicy = TrafficPolicy()
+    priority: int = 0
 
 
 class Snapshot(msgspec.Struct, frozen=True):
