@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 ENGINE ?= llamacpp
 export CLUSTER ENGINE BASE TAG
 
-DEV := anthropic atheris build coverage h11 hatchling hypothesis import-linter jsonschema mypy openai pytest pytest-asyncio pytest-randomly \
+DEV := anthropic atheris boto3 build coverage h11 hatchling hypothesis import-linter jsonschema mypy openai pytest pytest-asyncio pytest-randomly \
        pytest-timeout pytest-xdist pyyaml ruff trustme types-PyYAML types-jsonschema xllamacpp
 
 .PHONY: help
@@ -80,6 +80,10 @@ fuzz: $(STAMP)  ## throw mutated bytes at the gateway's parsers (SECONDS=…); f
 .PHONY: bench
 bench: setup cluster  ## the control-plane bench: ratios in one run
 	@$(PY) -m tests.bench.controlplane
+
+.PHONY: bench-downloader
+bench-downloader: $(STAMP)  ## the downloader against s5cmd, rclone, aws, boto3 and the hub's client, in one run (QUICK=1)
+	@$(PY) -m tests.bench.downloader $(if $(QUICK),--quick)
 
 .PHONY: bench-gateway
 bench-gateway: $(STAMP)  ## the gateway against a bare relay and its peers: ratios in one run (QUICK=1 for minutes)

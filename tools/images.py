@@ -40,7 +40,7 @@ IMAGES = {
 # Built only when named: they need what a script of theirs installs first.
 ON_REQUEST = {"engine-vllm": "deploy/engines/vllm/Dockerfile"}
 VLLM_PACKAGES = "matrixinfer/engine-vllm-packages:installed"
-EXTRA = ("boto3", "google-re2", "huggingface_hub", "xllamacpp")
+EXTRA = ("awscrt", "botocore", "google-re2", "huggingface_hub", "xllamacpp")
 
 
 class NotInstalledError(Exception):

@@ -21,9 +21,10 @@ import pytest
 
 from matrixinfer.downloader.app import open_source
 from matrixinfer.downloader.core.manifest import Ready
+from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.uri import parse
 from matrixinfer.downloader.errors import Cause, DownloadError
-from matrixinfer.downloader.fetch import Limits, Request, Tools, fetch
+from matrixinfer.downloader.fetch import Limits, Tools, fetch
 from matrixinfer.downloader.settings import DownloaderSettings
 
 COMMIT = "c0ffee" * 6 + "c0ff"
@@ -208,7 +209,14 @@ def tools() -> Tools:
 
 async def fetched(hub: Hub, output: Path, uri: str = "hf://org/tiny", *, token: str = "", recorded: str = "") -> Ready:
     settings = DownloaderSettings.model_validate(
-        {"hf_endpoint": hub.endpoint, "hf_token": token, "connect_seconds": 2, "read_seconds": 2, "connections": 4}
+        {
+            "hf_endpoint": hub.endpoint,
+            "hf_token": token,
+            "connect_seconds": 2,
+            "read_seconds": 2,
+            "connections": 4,
+            "redirect_hosts": ["127.0.0.2"],
+        }
     )
     opened = partial(open_source, parse(uri), settings, recorded_revision=recorded)
     return await fetch(Request(uri, output), opened, LIMITS, tools())
@@ -370,7 +378,9 @@ async def test_a_silent_hub_is_given_up_after_its_deadline(hub: Hub, tmp_path: P
         return False
 
     hub.faults["/storage/"] = silent
-    settings = DownloaderSettings.model_validate({"hf_endpoint": hub.endpoint, "read_seconds": 0.1})
+    settings = DownloaderSettings.model_validate(
+        {"hf_endpoint": hub.endpoint, "read_seconds": 0.1, "redirect_hosts": ["127.0.0.2"]}
+    )
     opened = partial(open_source, parse("hf://org/tiny"), settings, recorded_revision="")
     with pytest.raises(DownloadError) as caught:
         await fetch(Request("hf://org/tiny", tmp_path / "m"), opened, LIMITS, tools())
@@ -409,3 +419,12 @@ async def test_published_means_no_request_at_all(hub: Hub, tmp_path: Path) -> No
     hub.requests.clear()
     await fetched(hub, tmp_path / "m")
     assert hub.requests == []
+
+
+async def test_a_hub_that_leads_elsewhere_than_allowed_is_not_followed(hub: Hub, tmp_path: Path) -> None:
+    settings = DownloaderSettings.model_validate({"hf_endpoint": hub.endpoint})
+    opened = partial(open_source, parse("hf://org/tiny"), settings, recorded_revision="")
+    with pytest.raises(DownloadError) as caught:
+        await fetch(Request("hf://org/tiny", tmp_path / "m"), opened, LIMITS, tools())
+    assert (caught.value.cause, caught.value.exit_code) == (Cause.REDIRECT_REFUSED, 17)
+    assert not any(path.startswith("/storage/") for _, path in hub.requests)

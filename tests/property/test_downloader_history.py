@@ -3,7 +3,7 @@
 import asyncio
 import random
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,7 @@ from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
 from matrixinfer.downloader.fetch import Limits, Tools, fetch
 from matrixinfer.downloader.sources.folder import FolderSource
+from matrixinfer.downloader.sources.source import Body
 
 LIMITS = Limits(
     part_bytes=1 << 10, connections=3, tries=3, first_wait_seconds=0, longest_wait_seconds=0.001, reserve_bytes=0
@@ -46,17 +47,35 @@ class Failing:
         return self._folder.listing()
 
     @contextmanager
-    def read(self, file: SourceFile, part: Part) -> Iterator[Iterable[bytes]]:
+    def read(self, file: SourceFile, part: Part) -> Iterator["Body | CutBody"]:
         with self._lock:
             self._left -= 1
             fails = self._left < 0
         with self._folder.read(file, part) as chunks:
-            yield self._cut(chunks) if fails else chunks
+            yield CutBody(chunks, ENDS[self._end]) if fails else chunks
 
-    def _cut(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
-        for chunk in chunks:
-            yield chunk[: len(chunk) // 2]
-            raise ENDS[self._end]
+    def promise(self, _file: SourceFile) -> None:
+        """Nobody vouches."""
+
+    def abort(self) -> None:
+        """Nobody waits."""
+
+
+class CutBody:
+    """Half of what comes first, then the end."""
+
+    promise = None
+
+    def __init__(self, body: Body, end: Exception) -> None:
+        self._body = body
+        self._end = end
+        self._cut = False
+
+    def readinto(self, buffer: memoryview) -> int:
+        if self._cut:
+            raise self._end
+        self._cut = True
+        return self._body.readinto(buffer) // 2
 
 
 @pytest.fixture(scope="module")
@@ -91,4 +110,4 @@ def test_the_last_run_ends_right(
     assert asyncio.run(live()) == asyncio.run(run(tmp_path_factory.mktemp("clean") / "model", source)).digest
     assert {p: (output / p).read_bytes() for p in MODEL} == MODEL
     assert sorted(p.name for p in output.parent.iterdir()) == [".matrixinfer-model", "model"]
-    assert [p.name for p in (output.parent / ".matrixinfer-model").iterdir()] == ["lock"]
+    assert [p.name for p in (output.parent / ".matrixinfer-model").iterdir()] == ["holders"]

@@ -24,8 +24,11 @@ def claims(tmp_path: Path) -> Path:
 
 
 def read(source: FolderSource, file: SourceFile, part: Part) -> bytes:
-    with source.read(file, part) as chunks:
-        return b"".join(chunks)
+    found, buffer = bytearray(), memoryview(bytearray(7))
+    with source.read(file, part) as body:
+        while count := body.readinto(buffer):
+            found += buffer[:count]
+    return bytes(found)
 
 
 def refused(source: FolderSource) -> Cause:

@@ -38,12 +38,12 @@ def names(folder: Path) -> list[str]:
 def test_files_and_ready_arrive_and_the_work_folder_is_empty_but_for_the_lock(
     folder: PlainFolder, output: Path
 ) -> None:
-    folder.workspace.lock.touch()
+    folder.workspace.lock.mkdir()
     ready = staged(folder, a="1", sub__b="22")
     folder.publish(ready)
     assert names(output) == ["READY", "a", "sub/b"]
     assert folder.published() == ready
-    assert names(folder.workspace.work) == ["lock"]
+    assert names(folder.workspace.work) == []
 
 
 def test_what_was_published_before_and_is_no_more_goes_and_other_files_stay(folder: PlainFolder, output: Path) -> None:

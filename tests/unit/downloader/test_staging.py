@@ -2,11 +2,10 @@
 
 import hashlib
 import random
-import zlib
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -38,9 +37,10 @@ def opened(workspace: Workspace, source: SourceFile | None = None) -> StagedFile
 
 
 def write(staged: StagedFile, part: Part, content: bytes = CONTENT, step: int = 33) -> None:
-    with staged.part(part) as writer:
-        while writer.rest.length:
-            writer.write(content[writer.position : min(writer.position + step, part.end)])
+    writer = staged.begin_part(part)
+    while writer.rest.length:
+        writer.write(memoryview(content)[writer.position : min(writer.position + step, part.end)])
+    staged.end_part(writer)
 
 
 @given(order=st.permutations(range(10)))
@@ -66,9 +66,9 @@ def test_what_an_earlier_process_finished_is_not_missing(workspace: Workspace) -
 
 def test_a_part_that_was_cut_off_counts_for_nothing(workspace: Workspace) -> None:
     first = opened(workspace)
-    with suppress(KeyboardInterrupt), first.part(first.missing[0]) as writer:
-        writer.write(CONTENT[:50])
-        raise KeyboardInterrupt
+    writer = first.begin_part(first.missing[0])
+    writer.write(memoryview(CONTENT[:50]))
+    first.drop_part(writer)
     assert opened(workspace).present_bytes == 0
 
 
@@ -124,8 +124,9 @@ def test_wrong_bytes_of_the_right_size_are_refused(workspace: Workspace) -> None
 
 def test_more_bytes_than_the_part_has_are_refused(workspace: Workspace) -> None:
     staged = opened(workspace)
-    with pytest.raises(DownloadError, match="longer than listed"), staged.part(Part(0, 100)) as writer:
-        writer.write(b"x" * 101)
+    writer = staged.begin_part(Part(0, 100))
+    with pytest.raises(DownloadError, match="longer than listed"):
+        writer.write(memoryview(b"x" * 101))
 
 
 def test_a_file_that_somebody_cut_is_refused(workspace: Workspace) -> None:
@@ -161,10 +162,29 @@ def test_a_restart_forgets_what_was_hashed(workspace: Workspace) -> None:
 
 def test_the_checksum_of_a_part_is_that_of_its_bytes(workspace: Workspace) -> None:
     staged = opened(workspace)
-    with staged.part(Part(100, 100)) as writer:
-        writer.write(CONTENT[100:130])
-        writer.write(CONTENT[130:200])
-    assert writer.crc32 == zlib.crc32(CONTENT[100:200])
+    writer = staged.begin_part(Part(100, 100))
+    writer.write(memoryview(CONTENT[100:130]))
+    writer.write(memoryview(CONTENT[130:200]))
+    assert writer.checksum == xxhash.xxh3_64_intdigest(CONTENT[100:200])
+
+
+def test_a_part_that_failed_halfway_was_not_hashed(workspace: Workspace) -> None:
+    staged = opened(workspace)
+    writer = staged.begin_part(staged.missing[0])
+    writer.write(memoryview(b"wrong" * 10))
+    staged.drop_part(writer)
+    for part in staged.missing:
+        write(staged, part)
+    assert staged.finish().sha256 == hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_what_the_first_answer_vouches_for_counts(workspace: Workspace) -> None:
+    staged = opened(workspace, SourceFile("sub/m.bin", len(CONTENT), "v1"))
+    staged.promise(Expected(Algorithm.MD5, "0" * 32))
+    for part in staged.missing:
+        write(staged, part)
+    with pytest.raises(DownloadError, match="md5"):
+        staged.finish()
 
 
 def test_engines_of_other_users_may_read_the_file(workspace: Workspace) -> None:

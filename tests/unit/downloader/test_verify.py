@@ -13,18 +13,44 @@ def md5(data: bytes) -> bytes:
     return hashlib.md5(data, usedforsecurity=False).digest()
 
 
-def expected(algorithm: Algorithm, content: bytes, part_bytes: int = 4) -> Expected:
+def plain(algorithm: Algorithm, content: bytes) -> bytes:
+    """The checksum by another way than the one under test, where there is one."""
     match algorithm:
         case Algorithm.SHA256:
-            return Expected(algorithm, hashlib.sha256(content).hexdigest())
+            return hashlib.sha256(content).digest()
+        case Algorithm.SHA1:
+            return hashlib.sha1(content).digest()
         case Algorithm.GIT_BLOB:
-            return Expected(algorithm, hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest())
+            return hashlib.sha1(b"blob %d\0" % len(content) + content).digest()
         case Algorithm.MD5:
-            return Expected(algorithm, md5(content).hex())
-        case Algorithm.MD5_OF_PARTS:
-            parts = [content[i : i + part_bytes] for i in range(0, len(content), part_bytes)]
-            whole = md5(b"".join(md5(part) for part in parts)).hex()
-            return Expected(algorithm, f"{whole}-{len(parts)}", part_bytes)
+            return md5(content)
+        case Algorithm.CRC32:
+            return reflected_crc(content, 32, 0xEDB88320)
+        case Algorithm.CRC32C:
+            return reflected_crc(content, 32, 0x82F63B78)
+        case Algorithm.CRC64NVME:
+            return reflected_crc(content, 64, 0x9A6C9329AC4BC9B5)
+
+
+def reflected_crc(content: bytes, bits: int, polynomial: int) -> bytes:
+    """A cyclic redundancy check bit by bit, as its definition says."""
+    mask = (1 << bits) - 1
+    value = mask
+    for byte in content:
+        value ^= byte
+        for _ in range(8):
+            value = (value >> 1) ^ (polynomial if value & 1 else 0)
+    return (value ^ mask).to_bytes(bits // 8, "big")
+
+
+def expected(algorithm: Algorithm, content: bytes) -> Expected:
+    return Expected(algorithm, plain(algorithm, content).hex())
+
+
+def of_parts(algorithm: Algorithm, content: bytes, part_bytes: int) -> Expected:
+    parts = [content[i : i + part_bytes] for i in range(0, len(content), part_bytes)]
+    whole = plain(algorithm, b"".join(plain(algorithm, part) for part in parts))
+    return Expected(algorithm, whole.hex(), part_bytes)
 
 
 def hashed(content: bytes, promise: Expected | None, chunk: int = 3) -> ContentHash:
@@ -45,6 +71,26 @@ def test_other_content_of_the_same_size_does_not(algorithm: Algorithm) -> None:
     mismatch = hashed(b"0123456789x", expected(algorithm, b"0123456789a")).mismatch()
     assert mismatch is not None
     assert algorithm in mismatch
+
+
+@pytest.mark.parametrize("algorithm", sorted(set(Algorithm) - {Algorithm.GIT_BLOB}))
+@given(content=st.binary(max_size=40), chunk=st.integers(1, 50), part_bytes=st.integers(1, 12))
+def test_a_hash_of_parts_is_made_the_way_the_store_does(
+    algorithm: Algorithm, content: bytes, chunk: int, part_bytes: int
+) -> None:
+    assert hashed(content, of_parts(algorithm, content, part_bytes), chunk).mismatch() is None
+    assert hashed(content + b"x", of_parts(algorithm, content, part_bytes), chunk).mismatch() is not None
+
+
+@pytest.mark.parametrize("algorithm", Algorithm)
+def test_a_copy_goes_on_by_itself(algorithm: Algorithm) -> None:
+    first = hashed(b"01234", expected(algorithm, b"0123456789"))
+    copy = first.copy()
+    first.update(b"wrong")
+    copy.update(b"56789")
+    assert (copy.sha256(), first.mismatch() is None) == (hashlib.sha256(b"0123456789").hexdigest(), False)
+    if algorithm is not Algorithm.GIT_BLOB:
+        assert copy.mismatch() is None
 
 
 @given(st.binary(max_size=40))

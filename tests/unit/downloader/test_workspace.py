@@ -51,9 +51,9 @@ def test_a_full_volume_is_told_from_one_that_cannot_be_written() -> None:
 
 def test_clearing_keeps_the_lock(tmp_path: Path) -> None:
     made = prepare(tmp_path / "m")
-    made.lock.touch()
+    made.lock.mkdir()
     for path in (made.staged("a/b"), made.journal("a/b")):
         path.parent.mkdir(parents=True)
         path.touch()
     made.clear()
-    assert [p.name for p in made.work.iterdir()] == ["lock"]
+    assert [p.name for p in made.work.iterdir()] == ["holders"]

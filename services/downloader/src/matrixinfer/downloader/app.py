@@ -6,37 +6,37 @@ client libraries of the sources are imported when their source is: each takes mo
 
 import asyncio
 import os
-import tempfile
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from functools import partial
-from pathlib import Path
-from typing import assert_never
+from typing import TYPE_CHECKING, assert_never
 
 from prometheus_client import REGISTRY
 
 from matrixinfer.downloader import termination
 from matrixinfer.downloader.cli import FetchArguments
 from matrixinfer.downloader.core.manifest import Ready
+from matrixinfer.downloader.core.report import Recorded, Report, sentence
 from matrixinfer.downloader.core.request import Request
-from matrixinfer.downloader.core.status import Report, sentence
 from matrixinfer.downloader.core.uri import Bucket, Claim, Folder, HubRepo, Location, parse, without_credentials
 from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.fetch import Limits, Tools, fetch
+from matrixinfer.downloader.lock import kernel
 from matrixinfer.downloader.metrics import ProgressCollector
 from matrixinfer.downloader.progress import Phase, View
-from matrixinfer.downloader.report import FIELD_MANAGER, Recorded, StatusReporter, kubeconfig_of_token
 from matrixinfer.downloader.settings import DownloaderSettings
 from matrixinfer.downloader.sources.file import local_source
 from matrixinfer.downloader.sources.pvc import claim_source
+from matrixinfer.downloader.sources.s3 import S3Access, S3Source
 from matrixinfer.downloader.sources.source import Source
-from matrixinfer.kube.client import Client
-from matrixinfer.kube.errors import KubeError
-from matrixinfer.kube.resource import Key
+from matrixinfer.downloader.wire.credentials import credentials
 from matrixinfer.service.clock import monotonic, utcnow
 from matrixinfer.service.exits import Exit
 from matrixinfer.service.lifecycle import Lifecycle
 from matrixinfer.service.logging import get_logger
+
+if TYPE_CHECKING:
+    from matrixinfer.downloader.report import StatusReporter
 
 __all__ = ["main", "open_source"]
 
@@ -50,7 +50,7 @@ _LAST_WORD_SECONDS = 3.0
 
 async def main(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: FetchArguments) -> None:
     """Fetch once; returns when READY is there, raises Exit with the code of the cause when it will not be."""
-    tools = Tools(pod=settings.pod_name or os.uname().nodename, now=utcnow, monotonic=monotonic)
+    tools = Tools(pod=settings.pod_name or os.uname().nodename, now=utcnow, monotonic=monotonic, node=kernel())
     REGISTRY.register(ProgressCollector(tools.progress))
     lifecycle.ready_when("running", lambda: True)
     lifecycle.debug_page("progress", tools.progress.view)
@@ -108,7 +108,7 @@ async def _watched(
     settings: DownloaderSettings,
     arguments: FetchArguments,
     tools: Tools,
-    reporter: StatusReporter | None,
+    reporter: "StatusReporter | None",
     recorded: Recorded,
 ) -> Ready:
     """Fetch, while one task shows the progress and one waits for the signal to stop."""
@@ -123,11 +123,15 @@ async def _watched(
     )
     limits = Limits(
         part_bytes=settings.part_bytes,
+        buffer_bytes=settings.buffer_bytes,
+        read_seconds=settings.read_seconds,
+        slowest_bytes_per_second=settings.slowest_bytes_per_second,
         connections=settings.connections,
         tries=settings.tries,
         longest_wait_seconds=settings.longest_wait_seconds,
         listing_seconds=settings.listing_seconds,
         lock_wait_seconds=settings.lock_wait_seconds,
+        lock_patience_seconds=settings.lock_patience_seconds,
         reserve_bytes=settings.reserve_bytes,
     )
     opened = partial(open_source, location, settings, recorded_revision=recorded.revision)
@@ -155,7 +159,7 @@ async def _stop(lifecycle: Lifecycle, tools: Tools, scope: asyncio.Timeout) -> N
     scope.reschedule(asyncio.get_running_loop().time() + _STOP_SECONDS)
 
 
-async def _observe(settings: DownloaderSettings, tools: Tools, reporter: StatusReporter | None) -> None:
+async def _observe(settings: DownloaderSettings, tools: Tools, reporter: "StatusReporter | None") -> None:
     logged = monotonic()
     while True:
         await asyncio.sleep(settings.report_seconds)
@@ -194,45 +198,15 @@ def _outcome_seconds(lifecycle: Lifecycle) -> float:
 
 
 @asynccontextmanager
-async def _reporter(settings: DownloaderSettings, arguments: FetchArguments) -> AsyncIterator[StatusReporter | None]:
-    """The way to the ModelVersion, or None: without one, without credentials, or when they cannot be used."""
-    async with AsyncExitStack() as stack:
-        client = await _client(settings, arguments, stack)
-        if client is None:
-            yield None
-            return
-        namespace = arguments.namespace or _namespace(settings)
-        yield StatusReporter(client, Key(namespace, arguments.model_version), utcnow)
-
-
-async def _client(settings: DownloaderSettings, arguments: FetchArguments, stack: AsyncExitStack) -> Client | None:
+async def _reporter(settings: DownloaderSettings, arguments: FetchArguments) -> AsyncIterator["StatusReporter | None"]:
     if not arguments.model_version:
-        return None
-    try:
-        kubeconfig = _kubeconfig(settings, stack)
-        if kubeconfig is None:
-            log.info("not_reporting", reason="no service account is mounted and no kubeconfig is given")
-            return None
-        return await stack.enter_async_context(await Client.connect(kubeconfig, user_agent=FIELD_MANAGER))
-    except (KubeError, OSError) as exc:
-        log.warning("not_reporting", reason=str(exc))
-        return None
+        yield None
+        return
+    # Loaded here because the API's client takes a second and 60 MB, and only a version has a status.
+    from matrixinfer.downloader.report import open_reporter
 
-
-def _kubeconfig(settings: DownloaderSettings, stack: AsyncExitStack) -> Path | None:
-    if settings.api_host and (settings.service_account_dir / "token").is_file():
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="matrixinfer-")))
-        made = folder / "kubeconfig"
-        made.write_text(kubeconfig_of_token(settings.service_account_dir, settings.api_host, settings.api_port))
-        return made
-    return settings.kubeconfig
-
-
-def _namespace(settings: DownloaderSettings) -> str:
-    try:
-        return (settings.service_account_dir / "namespace").read_text().strip()
-    except OSError:
-        return settings.namespace
+    async with open_reporter(settings, arguments.model_version, arguments.namespace) as reporter:
+        yield reporter
 
 
 def _hub(location: HubRepo, settings: DownloaderSettings, recorded_revision: str) -> Source:
@@ -247,27 +221,28 @@ def _hub(location: HubRepo, settings: DownloaderSettings, recorded_revision: str
             token=settings.hf_token.get_secret_value(),
             connect_seconds=settings.connect_seconds,
             read_seconds=settings.read_seconds,
-            connections=settings.connections + 1,
+            ca_bundle=settings.ca_bundle,
+            redirect_hosts=settings.redirect_hosts,
         ),
     )
 
 
 def _bucket(location: Bucket, settings: DownloaderSettings) -> Source:
-    # Loaded here because it takes most of a second, and only this source needs it.
-    from matrixinfer.downloader.sources.s3 import S3Access, S3Source
-
+    given = credentials(
+        settings.access_key.get_secret_value(),
+        settings.secret_key.get_secret_value(),
+        settings.session_token.get_secret_value(),
+        anonymous=settings.anonymous,
+    )
     return S3Source(
         location,
         S3Access(
+            credentials=given,
             endpoint=settings.endpoint,
             region=settings.region,
-            access_key=settings.access_key.get_secret_value(),
-            secret_key=settings.secret_key.get_secret_value(),
-            session_token=settings.session_token.get_secret_value(),
-            anonymous=settings.anonymous,
+            addressing=settings.addressing,
             ca_bundle=settings.ca_bundle,
             connect_seconds=settings.connect_seconds,
             read_seconds=settings.read_seconds,
-            connections=settings.connections + 1,
         ),
     )

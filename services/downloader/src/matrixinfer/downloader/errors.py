@@ -30,6 +30,8 @@ class Cause(StrEnum):
     """The source changed during the download, or no longer is what this version recorded."""
     UNREACHABLE = "Unreachable"
     """The source did not answer, or broke off again and again."""
+    REDIRECT_REFUSED = "RedirectRefused"
+    """The source sends us to a host that is not allowed."""
     LOCK_TIMEOUT = "LockTimeout"
     """Another process held the output folder for longer than we may wait."""
     LOCK_LOST = "LockLost"
@@ -49,6 +51,7 @@ EXIT_CODES: dict[Cause, int] = {
     Cause.INTEGRITY: 13,
     Cause.SOURCE_CHANGED: 13,
     Cause.UNREACHABLE: 14,
+    Cause.REDIRECT_REFUSED: 17,
     Cause.LOCK_TIMEOUT: 15,
     Cause.LOCK_LOST: 15,
     Cause.CANCELLED: 16,

@@ -47,5 +47,7 @@ def _gauges(view: View) -> tuple[tuple[str, str, int], ...]:
         ("model_bytes", "Bytes of all files of the model.", view.total_bytes),
         ("present_bytes", "Bytes of the model that are on the volume.", view.done_bytes),
         ("model_files", "Files of the model.", view.file_count),
+        ("connections", "Connections that work at the same time.", view.connections),
+        ("bytes_per_second", "Rate of late.", view.bytes_per_second),
         ("verified_files", "Files of the model that are complete and verified.", view.done_files),
     )

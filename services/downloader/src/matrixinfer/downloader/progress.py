@@ -41,6 +41,8 @@ class View:
     retries: int = 0
     verify_failures: int = 0
     bytes_per_second: int = 0
+    connections: int = 0
+    """Connections that work at the same time."""
     digest: str = ""
 
     @property
@@ -100,6 +102,11 @@ class Progress:
         """Count one more try of one range."""
         with self._lock:
             self._view = replace(self._view, retries=self._view.retries + 1)
+
+    def paced(self, connections: int) -> None:
+        """Say how many connections work now."""
+        with self._lock:
+            self._view = replace(self._view, connections=connections)
 
     def verify_failed(self) -> None:
         """Count one file whose content was not what the source promises."""

@@ -7,21 +7,25 @@ several pods write the same fields. The trap: what is not readable or gone for g
 
 import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Final
 
 from matrixinfer.api.v1alpha1.kinds import MODEL_VERSION
 from matrixinfer.api.v1alpha1.modelversion import ModelVersionStatus
-from matrixinfer.downloader.core.status import Report, next_status
+from matrixinfer.downloader.core.report import Recorded, Report
+from matrixinfer.downloader.core.status import next_status
+from matrixinfer.downloader.settings import DownloaderSettings
 from matrixinfer.kube.client import Client
 from matrixinfer.kube.errors import Conflict, Forbidden, Invalid, KubeError, NotFound, Unauthorized
 from matrixinfer.kube.resource import Json, Key, Resource
+from matrixinfer.service.clock import utcnow
 from matrixinfer.service.logging import get_logger
 
-__all__ = ["FIELD_MANAGER", "Recorded", "StatusReporter", "kubeconfig_of_token"]
+__all__ = ["FIELD_MANAGER", "StatusReporter", "kubeconfig_of_token", "open_reporter"]
 
 log = get_logger("report")
 
@@ -32,14 +36,6 @@ _RESOURCE = Resource.of(MODEL_VERSION)
 _CALL_SECONDS = 5.0
 _CONFLICTS = 5
 _PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)
-
-
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """What the ModelVersion says it consists of; empty where nobody found out yet."""
-
-    revision: str = ""
-    digest: str = ""
 
 
 class StatusReporter:
@@ -121,6 +117,47 @@ class StatusReporter:
         if not self._complained or self._hopeless:
             log.warning("report_failed", model_version=str(self._key), reason=str(exc), gives_up=self._hopeless)
         self._complained = True
+
+
+@asynccontextmanager
+async def open_reporter(
+    settings: DownloaderSettings, model_version: str, namespace: str
+) -> AsyncIterator[StatusReporter | None]:
+    """The way to the ModelVersion, or None: without one, without credentials, or when they cannot be used."""
+    async with AsyncExitStack() as stack:
+        client = await _client(settings, stack)
+        if client is None:
+            yield None
+            return
+        yield StatusReporter(client, Key(namespace or _namespace(settings), model_version), utcnow)
+
+
+async def _client(settings: DownloaderSettings, stack: AsyncExitStack) -> Client | None:
+    try:
+        kubeconfig = _kubeconfig(settings, stack)
+        if kubeconfig is None:
+            log.info("not_reporting", reason="no service account is mounted and no kubeconfig is given")
+            return None
+        return await stack.enter_async_context(await Client.connect(kubeconfig, user_agent=FIELD_MANAGER))
+    except (KubeError, OSError) as exc:
+        log.warning("not_reporting", reason=str(exc))
+        return None
+
+
+def _kubeconfig(settings: DownloaderSettings, stack: AsyncExitStack) -> Path | None:
+    if settings.api_host and (settings.service_account_dir / "token").is_file():
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="matrixinfer-")))
+        made = folder / "kubeconfig"
+        made.write_text(kubeconfig_of_token(settings.service_account_dir, settings.api_host, settings.api_port))
+        return made
+    return settings.kubeconfig
+
+
+def _namespace(settings: DownloaderSettings) -> str:
+    try:
+        return (settings.service_account_dir / "namespace").read_text().strip()
+    except OSError:
+        return settings.namespace
 
 
 def kubeconfig_of_token(folder: Path, host: str, port: str) -> str:

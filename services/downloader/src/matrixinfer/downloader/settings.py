@@ -5,10 +5,12 @@ stores' own tools (AWS_*, HF_TOKEN) and the older ones of MatrixInfer (ACCESS_KE
 """
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import SettingsConfigDict
 
+from matrixinfer.downloader.core.redirects import DEFAULT_HOSTS
 from matrixinfer.service.settings import ServiceSettings
 
 __all__ = ["DownloaderSettings"]
@@ -20,17 +22,25 @@ class DownloaderSettings(ServiceSettings):
     model_config = SettingsConfigDict(env_prefix="MATRIXINFER_DOWNLOADER_")
 
     drain_seconds: float = Field(15.0, ge=0, description="Time to note what was fetched after SIGTERM.")
-    connections: int = Field(8, ge=1, le=64, description="Ranges fetched at the same time.")
-    part_bytes: int = Field(16 << 20, ge=1 << 16, le=1 << 30, description="Size of one range.")
+    connections: int = Field(32, ge=1, le=256, description="Most connections; as many work as help.")
+    part_bytes: int = Field(16 << 20, ge=1 << 12, le=1 << 30, description="Bytes noted, and lost by a kill, at once.")
+    buffer_bytes: int = Field(1 << 20, ge=1 << 12, le=1 << 26, description="Memory of one connection.")
+    slowest_bytes_per_second: int = Field(4096, ge=0, description="A stream slower than this is given up.")
     tries: int = Field(6, ge=1, le=100, description="Tries of one range in a row without a byte of progress.")
     longest_wait_seconds: float = Field(20.0, gt=0, le=300, description="Longest pause between two tries.")
     connect_seconds: float = Field(10.0, gt=0, description="Deadline for a connection to the source.")
     read_seconds: float = Field(30.0, gt=0, description="Longest silence of the source while bytes are due.")
     listing_seconds: float = Field(300.0, gt=0, description="Deadline for listing the source, retries included.")
     lock_wait_seconds: float = Field(3600.0, ge=0, description="How long to wait for another process on the folder.")
+    lock_patience_seconds: float = Field(
+        12.0, ge=1, description="A holder of another node that shows no life for so long is taken for dead."
+    )
     reserve_bytes: int = Field(64 << 20, ge=0, description="Bytes that must stay free on the volume.")
     report_seconds: float = Field(2.0, ge=2, description="Least time between two reports of progress.")
     log_seconds: float = Field(10.0, gt=0, description="Time between two log lines of progress.")
+    redirect_hosts: tuple[str, ...] = Field(
+        DEFAULT_HOSTS, description="Hosts, as globs in a JSON list, that a source may send us to."
+    )
     claims_dir: Path = Field(Path("/claims"), description="Claim NAME of pvc://NAME/... is mounted at claims_dir/NAME.")
     termination_log: Path = Field(Path("/dev/termination-log"), description="Where the outcome is written.")
     service_account_dir: Path = Field(
@@ -53,6 +63,9 @@ class DownloaderSettings(ServiceSettings):
     )
     session_token: SecretStr = Field(
         SecretStr(""), validation_alias=AliasChoices("AWS_SESSION_TOKEN"), description="Token of a temporary key."
+    )
+    addressing: Literal["auto", "path", "virtual"] = Field(
+        "auto", description="Where the bucket's name stands: in the path, in the host; auto: path with an ENDPOINT."
     )
     anonymous: bool = Field(default=False, description="Read the S3 store without credentials, whatever is set.")
     ca_bundle: str = Field(

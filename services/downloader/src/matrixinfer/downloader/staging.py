@@ -1,21 +1,24 @@
-"""One file while it grows: ranges written in any order, noted in a journal, hashed in order from the file itself.
+"""One file while it grows: ranges written in any order, noted in a journal, hashed in order, on the fly.
 
-What is hashed is what the file holds, not what the socket gave, so a bad write is found too; the pages are still in
-memory, so it costs no second read of the disk. Blocking, used from several threads. The traps: after a crash of the
-machine the journal may know of bytes that never reached the disk, so finished parts are compared with their
-checksum before they count; and the hash needs order, so only one thread hashes a file at a time.
+A part that comes in order is hashed from the buffer it came in; others are read back, while their pages are still in
+memory, by whoever closes the gap. Blocking, used from several threads. The traps: after a crash of the machine the
+journal may know of bytes that never reached the disk, so finished parts are compared with their checksum before they
+count; the hash needs order, so one thread at a time has it; and a part that failed halfway was hashed for nothing, so
+the hash of before is kept until the part is finished.
 """
 
 import os
 import threading
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+
+import xxhash
 
 from matrixinfer.downloader.core.manifest import SourceFile, VerifiedFile
 from matrixinfer.downloader.core.ranges import FinishedPart, Part, finished_parts, header_line, part_line, split
-from matrixinfer.downloader.core.verify import ContentHash
+from matrixinfer.downloader.core.verify import ContentHash, Expected
 from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.workspace import Workspace, volume_errors
 
@@ -37,9 +40,16 @@ class StagedFile:
         self._published = workspace.published(file.path)
         self._journal = workspace.journal(file.path)
         self._finished: set[Part] = set()
+        self._descriptor = -1
+        self._noted = -1
         self._hash_lock = threading.Lock()
         self._hash = ContentHash(file.size, file.expected)
         self._hashed = 0
+
+    @property
+    def in_one_part(self) -> bool:
+        """True when one request brings it."""
+        return len(self._parts) <= 1
 
     @property
     def present_bytes(self) -> int:
@@ -51,73 +61,102 @@ class StagedFile:
         """The parts that are still to be fetched, in order."""
         return tuple(part for part in self._parts if part not in self._finished)
 
+    def noted_bytes(self) -> int:
+        """Bytes that an earlier process noted as finished, without looking at them."""
+        return sum(finished.part.length for finished in self._read_journal())
+
+    def promise(self, expected: Expected) -> None:
+        """Take what the source vouches for where the listing did not tell; only before the first byte."""
+        with self._hash_lock:
+            if self.file.expected is None and not self._hashed:
+                self.file = replace(self.file, expected=expected)
+                self._hash = ContentHash(self.file.size, expected)
+
     def open(self, stop: Callable[[], bool]) -> None:
         """Take up what an earlier process left of this very version of the file, or begin anew."""
         with volume_errors(self.file.path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            self._journal.parent.mkdir(parents=True, exist_ok=True)
-            noted = finished_parts(_content(self._journal), self._header, self._parts)
+            noted = self._read_journal()
             if noted and self._published and not self._path.exists() and self._published.is_file():
                 # An earlier process died between its renames.
                 self._published.rename(self._path)
             if noted and self._path.is_file() and self._path.stat().st_size == self.file.size:
-                self._finished = {finished.part for finished in self._intact(noted, stop)}
+                self._descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                self._take_intact(noted, stop)
             self.resumed = bool(self._finished)
         if not self.resumed:
             self.restart()
 
     def restart(self) -> None:
         """Forget every byte; the file is made anew, at its full size, and so is the journal."""
+        self.close()
         self._finished.clear()
         self._hash, self._hashed = ContentHash(self.file.size, self.file.expected), 0
         self.resumed = False
         with volume_errors(self.file.path):
-            self._path.unlink(missing_ok=True)
-            self._journal.unlink(missing_ok=True)
-            with self._path.open("xb") as made:
-                made.truncate(self.file.size)
-            # Written whole before it appears under its name: a torn header would only cost a restart, but it is cheap.
-            self._journal.write_bytes(self._header)
+            for path in (self._journal, self._path):
+                path.unlink(missing_ok=True)
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._descriptor = os.open(self._path, flags, 0o644)
+            if not self.in_one_part:
+                os.ftruncate(self._descriptor, self.file.size)
 
     def discard(self) -> None:
         """Remove it, so that the next process begins anew."""
+        self.close()
         with volume_errors(self.file.path):
             self._journal.unlink(missing_ok=True)
             self._path.unlink(missing_ok=True)
 
-    @contextmanager
-    def part(self, part: Part) -> Iterator["PartWriter"]:
-        """Write one part; it counts as finished when the block ended without an error."""
+    def close(self) -> None:
+        """Close what is open; what is on the volume stays."""
+        for descriptor in (self._descriptor, self._noted):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._descriptor = self._noted = -1
+
+    def begin_part(self, part: Part) -> "PartWriter":
+        """Return where the bytes of a part go; `end_part` or `drop_part` must follow."""
+        return PartWriter(self.file.path, part, self._descriptor, self._claim_hash(part))
+
+    def end_part(self, writer: "PartWriter") -> None:
+        """Count a part as finished: note it, and hash on as far as there is no gap."""
+        if writer.hasher:
+            self._hash, self._hashed = writer.hasher, writer.part.end
+            self._hash_lock.release()
         with volume_errors(self.file.path):
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            writer = PartWriter(self.file.path, part, descriptor)
-            yield writer
-        finally:
-            os.close(descriptor)
-        with volume_errors(self.file.path), self._journal.open("ab", buffering=0) as journal:
-            journal.write(part_line(part, writer.crc32))
-        self._finished.add(part)
+            self._note(writer.part, writer.checksum)
+        self._finished.add(writer.part)
         self._hash_on()
+
+    def drop_part(self, writer: "PartWriter") -> None:
+        """Give up a part; its bytes count for nothing."""
+        if writer.hasher:
+            self._hash_lock.release()
 
     def finish(self) -> VerifiedFile:
         """Hash what is left, make the bytes last, and compare; raises DownloadError(IntegrityMismatch)."""
         with self._hash_lock:
             self._hash_in_order()
         with volume_errors(self.file.path):
-            descriptor = os.open(self._path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                size = os.fstat(descriptor).st_size
-                os.fchmod(descriptor, 0o644)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            size = os.fstat(self._descriptor).st_size
+            os.fsync(self._descriptor)
+            self.close()
         problem = self._hash.mismatch()
         if size != self.file.size or self._hashed != self.file.size:
             problem = f"it has {size} bytes, {self._hashed} of them readable, where the source lists {self.file.size}"
         if problem:
             raise DownloadError(Cause.INTEGRITY, f"{self.file.path} is not what the source promises: {problem}")
         return VerifiedFile(self.file.path, self.file.size, self._hash.sha256())
+
+    def _claim_hash(self, part: Part) -> ContentHash | None:
+        """Return a hash to go on with when this part is the next in order and nobody else has it."""
+        if not self._hash_lock.acquire(blocking=False):
+            return None
+        if self._hashed != part.offset:
+            self._hash_lock.release()
+            return None
+        return self._hash.copy()
 
     def _hash_on(self) -> None:
         # Whoever hashes takes the parts of the others along; a part that just misses it is taken by `finish`.
@@ -133,37 +172,76 @@ class StagedFile:
                 continue
             if part not in self._finished:
                 return
-            for chunk in _read(self._path, part):
+            for chunk in self._read(part):
                 self._hash.update(chunk)
                 self._hashed += len(chunk)
 
-    def _intact(self, noted: Sequence[FinishedPart], stop: Callable[[], bool]) -> Iterable[FinishedPart]:
+    def _note(self, part: Part, checksum: int) -> None:
+        if self._noted < 0:
+            # A file of one part has nothing to take up until it is complete, so its journal begins then.
+            self._journal.parent.mkdir(parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+            noted = os.open(self._journal, flags, 0o644)
+            if not os.fstat(noted).st_size:
+                os.write(noted, self._header)
+            self._noted = noted
+        os.write(self._noted, part_line(part, checksum))
+
+    def _read_journal(self) -> Sequence[FinishedPart]:
+        return finished_parts(_content(self._journal), self._header, self._parts)
+
+    def _take_intact(self, noted: Sequence[FinishedPart], stop: Callable[[], bool]) -> None:
+        """Count the noted parts that the disk still has; those in order are hashed in the same pass."""
         for finished in noted:
             if stop():
                 raise DownloadError(Cause.CANCELLED, "told to stop while looking at what is there already")
-            crc = 0
-            for chunk in _read(self._path, finished.part):
-                crc = zlib.crc32(chunk, crc)
-            if crc == finished.crc32:
-                yield finished
+            in_order = self._hash.copy() if finished.part.offset == self._hashed else None
+            checksum = xxhash.xxh3_64()
+            for chunk in self._read(finished.part):
+                checksum.update(chunk)
+                if in_order:
+                    in_order.update(chunk)
+            if checksum.intdigest() != finished.checksum:
+                continue
+            self._finished.add(finished.part)
+            if in_order:
+                self._hash, self._hashed = in_order, finished.part.end
+
+    def _read(self, part: Part) -> Iterator[memoryview]:
+        buffer = memoryview(bytearray(min(_CHUNK_BYTES, part.length)))
+        position = part.offset
+        with volume_errors(self.file.path):
+            while position < part.end:
+                count = os.preadv(self._descriptor, [buffer[: part.end - position]], position)
+                if not count:
+                    return
+                position += count
+                yield buffer[:count]
 
 
 class PartWriter:
     """Where the bytes of one part go; `position` is the next one wanted, over all tries."""
 
-    def __init__(self, path: str, part: Part, descriptor: int) -> None:
+    def __init__(self, path: str, part: Part, descriptor: int, hasher: ContentHash | None) -> None:
         self.part = part
         self.position = part.offset
-        self.crc32 = 0
         self._path = path
         self._descriptor = descriptor
+        self.hasher = hasher
+        """The hash of the file up to here, when the part came in order."""
+        self._checksum = xxhash.xxh3_64()
 
     @property
     def rest(self) -> Part:
         """What is still missing of the part."""
         return Part(self.position, self.part.end - self.position)
 
-    def write(self, chunk: bytes) -> None:
+    @property
+    def checksum(self) -> int:
+        """The xxh3 of what was written."""
+        return self._checksum.intdigest()
+
+    def write(self, chunk: memoryview) -> None:
         """Write the next bytes; raises DownloadError when they are more than the part has, or cannot be written."""
         if len(chunk) > self.rest.length:
             raise DownloadError(
@@ -172,27 +250,17 @@ class PartWriter:
                 f"{self.part.end} have",
             )
         with volume_errors(self._path):
-            view = memoryview(chunk)
-            while view:
-                written = os.pwrite(self._descriptor, view, self.position)
-                self.crc32 = zlib.crc32(view[:written], self.crc32)
+            left = chunk
+            while left:
+                written = os.pwrite(self._descriptor, left, self.position)
                 self.position += written
-                view = view[written:]
-
-
-def _read(path: Path, part: Part) -> Iterator[bytes]:
-    with volume_errors(path.name), path.open("rb", buffering=0) as opened:
-        position = part.offset
-        while position < part.end:
-            chunk = os.pread(opened.fileno(), min(_CHUNK_BYTES, part.end - position), position)
-            if not chunk:
-                return
-            position += len(chunk)
-            yield chunk
+                left = left[written:]
+        self._checksum.update(chunk)
+        if self.hasher:
+            self.hasher.update(chunk)
 
 
 def _content(path: Path) -> bytes:
-    try:
+    with suppress(FileNotFoundError):
         return path.read_bytes()
-    except FileNotFoundError:
-        return b""
+    return b""

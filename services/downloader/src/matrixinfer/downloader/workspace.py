@@ -34,8 +34,8 @@ class Workspace:
 
     @property
     def lock(self) -> Path:
-        """The lock file. It is never removed: who holds a removed file locks nothing."""
-        return self.work / "lock"
+        """The folder of those who hold the lock, one after the other."""
+        return self.work / "holders"
 
     @property
     def progress(self) -> Path:

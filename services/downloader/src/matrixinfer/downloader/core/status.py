@@ -13,41 +13,15 @@ from typing import Any
 from matrixinfer.api.conditions import ConditionStatus, is_true, set_condition
 from matrixinfer.api.meta import Json
 from matrixinfer.api.v1alpha1.modelversion import DownloadProgress, ModelVersionStatus
+from matrixinfer.downloader.core.report import Report, percent, sentence
 from matrixinfer.downloader.core.room import human_bytes
 
-__all__ = ["AVAILABLE", "RESOLVED", "Report", "next_status", "sentence"]
+__all__ = ["AVAILABLE", "RESOLVED", "next_status"]
 
 RESOLVED = "Resolved"
 AVAILABLE = "Available"
 
 _SHORT_DIGITS = 12
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What one download has to say: still running, ended well (`digest`) or not (`cause` and `message`)."""
-
-    pod: str = ""
-    revision: str = ""
-    total_bytes: int = 0
-    file_count: int = 0
-    done_bytes: int = 0
-    bytes_per_second: int = 0
-    digest: str = ""
-    cause: str = ""
-    message: str = ""
-
-    @property
-    def resolved(self) -> bool:
-        """True once the source was listed."""
-        return self.file_count > 0
-
-
-def sentence(report: Report) -> str:
-    """Return how far it is, for people: `38.5 MiB of 94.1 MiB (40 %), 12.0 MiB/s, 4 s left`."""
-    done, total, rate = report.done_bytes, report.total_bytes, report.bytes_per_second
-    text = f"{human_bytes(done)} of {human_bytes(total)} ({_percent(report)} %)"
-    return f"{text}, {human_bytes(rate)}/s, {(total - done) // rate} s left" if rate else text
 
 
 def next_status(status: ModelVersionStatus, generation: int, report: Report, now: datetime) -> dict[str, Json] | None:
@@ -100,7 +74,7 @@ def _figures(status: ModelVersionStatus, report: Report) -> dict[str, Any]:
         "size": human_bytes(report.total_bytes),
         "file_count": report.file_count,
         "progress": DownloadProgress(
-            bytes=report.done_bytes, percent=_percent(report), bytes_per_second=report.bytes_per_second
+            bytes=report.done_bytes, percent=percent(report), bytes_per_second=report.bytes_per_second
         ),
     }
     if report.revision:
@@ -109,7 +83,3 @@ def _figures(status: ModelVersionStatus, report: Report) -> dict[str, Any]:
         figures["digest"] = report.digest
         figures["short_digest"] = report.digest.removeprefix("sha256:")[:_SHORT_DIGITS]
     return figures
-
-
-def _percent(report: Report) -> int:
-    return report.done_bytes * 100 // report.total_bytes if report.total_bytes else 100

@@ -7,7 +7,7 @@ them) but only inside `boundary`, the root of the claim or the folder itself.
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -16,8 +16,6 @@ from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
 
 __all__ = ["FolderSource"]
-
-_CHUNK_BYTES = 1 << 20
 
 
 class FolderSource:
@@ -42,20 +40,26 @@ class FolderSource:
             raise TransientError(f"{self._path} cannot be read: {exc.strerror}") from exc
 
     @contextmanager
-    def read(self, file: SourceFile, part: Part) -> Iterator[Iterable[bytes]]:
+    def read(self, file: SourceFile, part: Part) -> Iterator["_Body"]:
         """Open one range of one file."""
         path = self._path if self._path.is_file() else self._path / file.path
         try:
             with self._inside(path).open("rb", buffering=0) as opened:
                 if _version(os.fstat(opened.fileno())) != file.version:
                     raise DownloadError(Cause.SOURCE_CHANGED, f"{file.path} was written while it was being copied")
-                yield _chunks(opened.fileno(), part)
+                yield _Body(opened.fileno(), part)
         except FileNotFoundError as exc:
             raise DownloadError(Cause.SOURCE_CHANGED, f"{file.path} was removed while it was being copied") from exc
         except PermissionError as exc:
             raise DownloadError(Cause.ACCESS_DENIED, f"{file.path} may not be read by this user") from exc
         except OSError as exc:
             raise TransientError(f"{file.path} cannot be read: {exc.strerror}") from exc
+
+    def promise(self, _file: SourceFile) -> None:
+        """Nobody vouches for a file of a folder."""
+
+    def abort(self) -> None:
+        """Nothing to wake up: a disk answers, or nothing helps."""
 
     def _walk(self, folder: Path, prefix: str) -> Iterator[SourceFile]:
         for entry in sorted(os.scandir(folder), key=lambda e: e.name):
@@ -85,11 +89,18 @@ def _version(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _chunks(descriptor: int, part: Part) -> Iterator[bytes]:
-    position = part.offset
-    while position < part.end:
-        chunk = os.pread(descriptor, min(_CHUNK_BYTES, part.end - position), position)
-        if not chunk:
-            return
-        position += len(chunk)
-        yield chunk
+class _Body:
+    """One range of an open file."""
+
+    promise = None
+
+    def __init__(self, descriptor: int, part: Part) -> None:
+        self._descriptor = descriptor
+        self._position = part.offset
+        self._end = part.end
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Read on."""
+        count = os.preadv(self._descriptor, [buffer[: self._end - self._position]], self._position)
+        self._position += count
+        return count

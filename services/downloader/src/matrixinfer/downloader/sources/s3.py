@@ -1,44 +1,41 @@
 """Objects of an S3 store, any store that speaks the protocol: `s3://bucket/prefix`, `obs://bucket/prefix`.
 
-Lists with sizes and etags, asks each object for its checksum, reads ranges that are pinned to the etag. Retries
-belong to the caller, so the client's own are off. The traps: an etag is an md5 only for objects uploaded in one part
-and not encrypted with a managed key; and a client without any credentials would look for a cloud's metadata
-service, then fail, where a public bucket needs an unsigned request.
+Lists with sizes and etags, learns checksums from the answers themselves, reads ranges that are pinned to the etag.
+Retries belong to the caller. The traps: an etag is an md5 only for objects uploaded in one part and not encrypted with
+a managed key; a client without any credentials would look for a cloud's metadata service, then fail, where a public
+bucket needs an unsigned request; and a bucket of another region answers with a redirect that a signature does not
+survive, so the request is signed anew for the region that the answer names.
 """
 
-import base64
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Any
-
-import boto3
-from botocore import UNSIGNED
-from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    EndpointConnectionError,
-    HTTPClientError,
-    IncompleteReadError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    ResponseStreamingError,
-)
-from botocore.exceptions import ConnectionError as StoreConnectionError
+from typing import Literal
+from urllib.parse import unquote_plus, urlsplit
+from xml.etree import ElementTree as ET
 
 from matrixinfer.downloader.core.manifest import Listing, SourceFile
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.uri import Bucket
-from matrixinfer.downloader.core.verify import Algorithm, Expected
+from matrixinfer.downloader.core.verify import Algorithm, Expected, hex_of_base64
 from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
+from matrixinfer.downloader.sources.ranged import RangedBody, body_of, range_header, translated
+from matrixinfer.downloader.wire.credentials import Credentials
+from matrixinfer.downloader.wire.http import Answer, Client, WireError, origin_of
+from matrixinfer.downloader.wire.sigv4 import escaped_path, escaped_query, signed_headers
 
-__all__ = ["S3Access", "S3Source", "expected_of"]
+__all__ = ["Addressing", "S3Access", "S3Source", "expected_of"]
 
-_CHUNK_BYTES = 1 << 20
+Addressing = Literal["auto", "path", "virtual"]
+
+_AGENT = "matrixinfer-downloader"
+_LISTING_BYTES = 16 << 20
+_MOST_OBJECTS = 200_000
+_PUBLIC_REGION = "us-east-1"
+_CHECKSUM_MODE = {"x-amz-checksum-mode": "ENABLED"}
 _DENIED = frozenset(
     (
         "AccessDenied",
@@ -54,97 +51,140 @@ _DENIED = frozenset(
 )
 _MISSING = frozenset(("NoSuchBucket", "NoSuchKey", "NotFound"))
 _CHANGED = frozenset(("PreconditionFailed", "InvalidRange"))
+_PASSING = frozenset(("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError"))
 _MD5 = re.compile(r"[0-9a-f]{32}")
-_MD5_OF_PARTS = re.compile(r"[0-9a-f]{32}-[1-9][0-9]*")
+_OF_PARTS = re.compile(r"[0-9a-f]{32}-[1-9][0-9]*")
+# In order of preference: what proves most first, then what costs least.
+_CHECKSUMS = (
+    ("x-amz-checksum-sha256", Algorithm.SHA256),
+    ("x-amz-checksum-crc64nvme", Algorithm.CRC64NVME),
+    ("x-amz-checksum-crc32c", Algorithm.CRC32C),
+    ("x-amz-checksum-crc32", Algorithm.CRC32),
+    ("x-amz-checksum-sha1", Algorithm.SHA1),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class S3Access:
-    """How to reach the store. Empty keys mean the usual places (web identity, instance role), then no signature."""
+    """How to reach the store; an empty endpoint is the public one, without credentials requests are not signed."""
 
+    credentials: Credentials
     endpoint: str = ""
     region: str = ""
-    access_key: str = field(default="", repr=False)
-    secret_key: str = field(default="", repr=False)
-    session_token: str = field(default="", repr=False)
-    anonymous: bool = False
+    addressing: Addressing = "auto"
     ca_bundle: str = ""
     connect_seconds: float = 10.0
     read_seconds: float = 30.0
-    connections: int = 16
 
 
 class S3Source:
     """One prefix, or one object, of one bucket."""
 
-    def __init__(self, location: Bucket, access: S3Access) -> None:
+    def __init__(
+        self, location: Bucket, access: S3Access, now: Callable[[], datetime] = lambda: datetime.now(UTC)
+    ) -> None:
         if location.needs_endpoint and not access.endpoint:
             raise DownloadError(Cause.BAD_REQUEST, "obs:// needs the store's address in the variable ENDPOINT")
         self._location = location
         self._name = f"s3://{location.bucket}/{location.prefix}"
-        self._connections = access.connections
-        self._client = _client(access)
+        self._credentials = access.credentials
+        self._now = now
+        self._client = Client(
+            agent=_AGENT,
+            connect_seconds=access.connect_seconds,
+            read_seconds=access.read_seconds,
+            ca_bundle=access.ca_bundle,
+        )
+        self._access = access
+        self._address = _address(location.bucket, access, access.region or _PUBLIC_REGION)
         self._keys: dict[str, str] = {}
 
     def listing(self) -> Listing:
         """List the prefix; the revision is a hash over names, sizes and etags."""
-        with _translated(self._name):
-            objects = list(self._objects())
-            self._keys = {self._path(item["Key"]): item["Key"] for item in objects}
-            # A few at once: each object's checksum is one small request.
-            with ThreadPoolExecutor(self._connections, thread_name_prefix="s3-head") as pool:
-                files = tuple(pool.map(self._file, objects))
+        files: list[SourceFile] = []
+        for found in self._objects():
+            if len(files) >= _MOST_OBJECTS:
+                raise DownloadError(Cause.BAD_REQUEST, f"{self._name} holds more than {_MOST_OBJECTS} objects")
+            path = self._path(found.key)
+            self._keys[path] = found.key
+            files.append(SourceFile(path, found.size, found.etag))
         if not files:
             raise DownloadError(Cause.NOT_FOUND, f"{self._name} holds no object")
         rows = "\n".join(f"{f.path}\t{f.size}\t{f.version}" for f in sorted(files, key=lambda f: f.path))
-        return Listing("listing-" + sha256(rows.encode()).hexdigest()[:16], files)
+        return Listing("listing-" + sha256(rows.encode()).hexdigest()[:16], tuple(files))
+
+    def promise(self, file: SourceFile) -> Expected | None:
+        """Ask for the checksum of an object that several requests bring."""
+        key = self._keys[file.path]
+        with self._asked("HEAD", key, _CHECKSUM_MODE, {}, file.path) as answer:
+            return expected_of(answer.headers, file.size, lambda: self._part_bytes(key))
 
     @contextmanager
-    def read(self, file: SourceFile, part: Part) -> Iterator[Iterable[bytes]]:
+    def read(self, file: SourceFile, part: Part) -> Iterator[RangedBody]:
         """Open one range of one object, provided that it still has the etag that was listed."""
-        pinned = {"IfMatch": file.version} if file.version else {}
-        with _translated(f"{self._name} ({file.path})"):
-            answer = self._client.get_object(
-                Bucket=self._location.bucket,
-                Key=self._keys[file.path],
-                Range=f"bytes={part.offset}-{part.end - 1}",
-                **pinned,
-            )
-            if answer["ResponseMetadata"]["HTTPStatusCode"] != 206 and part.length != file.size:
-                raise DownloadError(Cause.UNREACHABLE, f"{self._name}: the store does not serve ranges")
-            body = answer["Body"]
-            try:
-                yield body.iter_chunks(_CHUNK_BYTES)
-            finally:
-                body.close()
+        headers = {"If-Match": file.version} if file.version else {}
+        whole = part.length == file.size
+        headers |= _CHECKSUM_MODE if whole else range_header(file, part)
+        with self._asked("GET", self._keys[file.path], headers, {}, file.path) as answer:
+            # A part size would cost another request, while this one is open.
+            promise = expected_of(answer.headers, file.size, lambda: 0) if whole else None
+            yield body_of(answer, file, part, f"{self._name} ({file.path})", promise)
 
-    def _objects(self) -> Iterator[Mapping[str, Any]]:
+    def abort(self) -> None:
+        """End every request that waits."""
+        self._client.abort()
+
+    @contextmanager
+    def _asked(
+        self, method: str, key: str, headers: Mapping[str, str], query: Mapping[str, str], what: str
+    ) -> Iterator[Answer]:
+        """Send one signed request; an answer that is none of content raises what it means."""
+        name = f"{self._name} ({what})" if what else self._name
+        for again in (True, False):
+            address = self._address
+            path = escaped_path(f"{address.path}/{key}" if key or not address.path else address.path)
+            asked = escaped_query(query)
+            sent = dict(headers)
+            if (keys := self._credentials.keys()) is not None:
+                host = origin_of(address.base).authority
+                sent = signed_headers(keys, address.region, method, host, path, asked, headers, self._now())
+            url = f"{address.base}{path}" + (f"?{asked}" if asked else "")
+            with translated(name), self._client.exchange(method, url, sent) as answer:
+                if answer.status < 300:
+                    yield answer
+                    return
+                body = answer.read()
+            region = answer.headers.get("x-amz-bucket-region", "")
+            if not (again and region and region != address.region):
+                raise _from_answer(name, answer, body)
+            self._address = _address(self._location.bucket, self._access, region)
+
+    def _objects(self) -> "Iterator[_Object]":
         prefix = self._location.prefix
-        pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self._location.bucket, Prefix=prefix)
-        for page in pages:
-            for item in page.get("Contents", ()):
-                key = item["Key"]
-                inside = not prefix or key == prefix or key.startswith(prefix + "/")
+        query = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
+        token = ""
+        while True:
+            with self._asked(
+                "GET", "", {}, {**query, **({"continuation-token": token} if token else {})}, ""
+            ) as answer:
+                body = answer.read(_LISTING_BYTES)
+            page = _page(self._name, body)
+            for found in page.objects:
+                inside = not prefix or found.key == prefix or found.key.startswith(prefix + "/")
                 # A key that ends with a slash is a console's idea of a folder.
-                if inside and not key.endswith("/"):
-                    yield item
-
-    def _file(self, item: Mapping[str, Any]) -> SourceFile:
-        head = self._client.head_object(Bucket=self._location.bucket, Key=item["Key"], ChecksumMode="ENABLED")
-        return SourceFile(
-            path=self._path(item["Key"]),
-            size=int(head["ContentLength"]),
-            version=str(head.get("ETag", "")),
-            expected=expected_of(head, lambda: self._part_bytes(item["Key"])),
-        )
+                if inside and not found.key.endswith("/"):
+                    yield found
+            if not page.next_token or page.next_token == token:
+                return
+            token = page.next_token
 
     def _part_bytes(self, key: str) -> int:
         try:
-            first = self._client.head_object(Bucket=self._location.bucket, Key=key, PartNumber=1)
-        except ClientError:
+            with self._asked("HEAD", key, {}, {"partNumber": "1"}, "") as answer:
+                return int(answer.headers.get("content-length", "0"))
+        except (DownloadError, ValueError):
             # Not every store knows parts after the upload; then nothing but the size is vouched for.
             return 0
-        return int(first["ContentLength"])
 
     def _path(self, key: str) -> str:
         prefix = self._location.prefix
@@ -153,93 +193,125 @@ class S3Source:
         return key[len(prefix) + 1 :] if prefix else key
 
 
-def expected_of(head: Mapping[str, Any], part_bytes: Callable[[], int]) -> Expected | None:
-    """Return what the answer to a HEAD vouches for; `part_bytes` asks for the part size, 0 means unknown."""
-    checksum = head.get("ChecksumSHA256")
-    if checksum and head.get("ChecksumType", "FULL_OBJECT") == "FULL_OBJECT" and "-" not in checksum:
-        return Expected(Algorithm.SHA256, base64.b64decode(checksum).hex())
-    if head.get("ServerSideEncryption", "AES256") != "AES256" or head.get("SSECustomerAlgorithm"):
+def expected_of(headers: Mapping[str, str], size: int, part_bytes: Callable[[], int]) -> Expected | None:
+    """Return what an answer vouches for; `part_bytes` asks for the part size, 0 means unknown."""
+    for name, algorithm in _CHECKSUMS:
+        value, _, parts = headers.get(name, "").partition("-")
+        of_parts = bool(parts) or headers.get("x-amz-checksum-type", "FULL_OBJECT") != "FULL_OBJECT"
+        if value and not of_parts:
+            return Expected(algorithm, _hex(value))
+        if value and (found := _of_parts(algorithm, _hex(value), size, int(parts or 0), part_bytes)):
+            return found
+    if headers.get("x-amz-server-side-encryption", "AES256") != "AES256" or (
+        "x-amz-server-side-encryption-customer-algorithm" in headers
+    ):
         return None
-    etag = str(head.get("ETag", "")).strip('"').lower()
+    etag = headers.get("etag", "").strip('"').lower()
     if _MD5.fullmatch(etag):
         return Expected(Algorithm.MD5, etag)
-    if _MD5_OF_PARTS.fullmatch(etag) and (size := part_bytes()):
-        # Parts of different sizes cannot be told from outside: a value that cannot fit is not held against the object.
-        fits = -(-int(head["ContentLength"]) // size) == int(etag.rsplit("-", 1)[1])
-        return Expected(Algorithm.MD5_OF_PARTS, etag, size) if fits else None
+    if _OF_PARTS.fullmatch(etag):
+        value, _, parts = etag.partition("-")
+        return _of_parts(Algorithm.MD5, value, size, int(parts), part_bytes)
     return None
 
 
-def _client(access: S3Access) -> Any:  # boto3 makes its clients at run time; they have no static type
-    session = boto3.session.Session(
-        aws_access_key_id=access.access_key or None,
-        aws_secret_access_key=access.secret_key or None,
-        aws_session_token=access.session_token or None,
-        region_name=access.region or None,
-    )
-    with _translated("the store"):
-        unsigned = access.anonymous or session.get_credentials() is None
-        config = Config(
-            connect_timeout=access.connect_seconds,
-            read_timeout=access.read_seconds,
-            retries={"total_max_attempts": 1, "mode": "standard"},
-            max_pool_connections=access.connections,
-            signature_version=UNSIGNED if unsigned else "s3v4",
-            # A store of one's own seldom has a name for every bucket.
-            s3={"addressing_style": "path" if access.endpoint else "auto"},
-            request_checksum_calculation="when_required",
-            response_checksum_validation="when_required",
-        )
-        try:
-            return session.client(
-                "s3",
-                endpoint_url=access.endpoint or None,
-                region_name=session.region_name or "us-east-1",
-                verify=access.ca_bundle or None,
-                config=config,
-            )
-        except ValueError as exc:
-            raise DownloadError(
-                Cause.BAD_REQUEST, "ENDPOINT is not the address of a store; write https://host"
-            ) from exc
+def _of_parts(
+    algorithm: Algorithm, value: str, size: int, parts: int, part_bytes: Callable[[], int]
+) -> Expected | None:
+    length = part_bytes()
+    # Parts of different sizes cannot be told from outside: a value that cannot fit is not held against the object.
+    fits = length > 0 and (not parts or -(-size // length) == parts)
+    return Expected(algorithm, value, length) if fits else None
 
 
-@contextmanager
-def _translated(what: str) -> Iterator[None]:
+def _hex(value: str) -> str:
     try:
-        yield
-    except ClientError as exc:
-        raise _from_answer(what, exc) from exc
-    except (NoCredentialsError, PartialCredentialsError) as exc:
-        raise DownloadError(
-            Cause.ACCESS_DENIED, f"{what} needs credentials: set ACCESS_KEY and SECRET_KEY from a Secret"
-        ) from exc
-    except EndpointConnectionError as exc:
-        raise TransientError(f"{what}: no connection to the store") from exc
-    except (StoreConnectionError, HTTPClientError, IncompleteReadError, ResponseStreamingError) as exc:
-        raise TransientError(f"{what}: {type(exc).__name__}") from exc
-    except BotoCoreError as exc:
-        # The text may hold what was configured, so only the kind of the error is shown.
-        raise DownloadError(
-            Cause.BAD_REQUEST, f"{what}: the client refused the request ({type(exc).__name__})"
-        ) from exc
+        return hex_of_base64(value)
+    except ValueError:
+        # It cannot be equal to anything, so the file is refused, and the message shows it.
+        return value
 
 
-def _from_answer(what: str, exc: ClientError) -> DownloadError:
-    error = exc.response.get("Error", {})
-    code = str(error.get("Code", ""))
-    status = int(exc.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+@dataclass(frozen=True, slots=True)
+class _Address:
+    """Where a bucket is: the base of its URLs, the path before its keys, and the region that signatures name."""
+
+    base: str
+    path: str
+    region: str
+
+
+def _address(bucket: str, access: S3Access, region: str) -> _Address:
+    given = access.endpoint.rstrip("/")
+    if given and "://" not in given:
+        given = f"https://{given}"
+    domain = "amazonaws.com.cn" if region.startswith("cn-") else "amazonaws.com"
+    base = given or f"https://s3.{region}.{domain}"
+    try:
+        origin = origin_of(base)
+    except WireError as exc:
+        raise DownloadError(Cause.BAD_REQUEST, "ENDPOINT is not the address of a store; write https://host") from exc
+    above = urlsplit(base).path.rstrip("/")
+    # A store of one's own seldom has a name for every bucket; a bucket with a dot has no certificate.
+    by_path = access.addressing == "path" or (access.addressing == "auto" and bool(given or "." in bucket))
+    if by_path:
+        return _Address(f"{origin.scheme}://{origin.authority}", f"{above}/{bucket}", region)
+    return _Address(f"{origin.scheme}://{bucket}.{origin.authority}", above, region)
+
+
+@dataclass(frozen=True, slots=True)
+class _Object:
+    key: str
+    size: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Page:
+    objects: tuple[_Object, ...]
+    next_token: str
+
+
+def _page(name: str, body: bytes) -> _Page:
+    try:
+        # The parser bounds what entities may grow to, and the text is no longer than one page may be.
+        root = ET.fromstring(body)  # noqa: S314
+        space = root.tag.partition("}")[0] + "}" if root.tag.startswith("{") else ""
+        is_url = root.findtext(f"{space}EncodingType") == "url"
+        objects = tuple(
+            _Object(
+                _unescaped(item.findtext(f"{space}Key") or "", is_url=is_url),
+                int(item.findtext(f"{space}Size") or 0),
+                item.findtext(f"{space}ETag") or "",
+            )
+            for item in root.iter(f"{space}Contents")
+        )
+    except (ET.ParseError, ValueError) as exc:
+        raise DownloadError(Cause.UNREACHABLE, f"{name}: the endpoint does not speak the store's protocol") from exc
+    if not root.tag.endswith("ListBucketResult"):
+        raise DownloadError(Cause.UNREACHABLE, f"{name}: the endpoint does not speak the store's protocol")
+    return _Page(objects, root.findtext(f"{space}NextContinuationToken") or "")
+
+
+def _unescaped(key: str, *, is_url: bool) -> str:
+    return unquote_plus(key) if is_url else key
+
+
+def _from_answer(what: str, answer: Answer, body: bytes) -> DownloadError:
+    status, code = answer.status, _code(body)
     if code in _DENIED or status in (401, 403):
         return DownloadError(Cause.ACCESS_DENIED, f"{what}: the store refused the request ({code}); check the Secret")
     if code in _MISSING or status == 404:
         return DownloadError(Cause.NOT_FOUND, f"{what} does not exist ({code})")
     if code in _CHANGED or status in (412, 416):
         return DownloadError(Cause.SOURCE_CHANGED, f"{what} changed while it was being downloaded")
-    if status in (408, 429) or status >= 500 or code in ("SlowDown", "RequestTimeout", "Throttling"):
-        return TransientError(f"{what}: the store answered {status} {code}", retry_after=_retry_after(exc))
+    if status in (408, 429) or status >= 500 or code in _PASSING:
+        return TransientError(f"{what}: the store answered {status} {code}", retry_after=answer.retry_after)
+    if status in (301, 307, 308):
+        return DownloadError(Cause.BAD_REQUEST, f"{what}: the store is elsewhere ({code}); set AWS_REGION or ENDPOINT")
     return DownloadError(Cause.BAD_REQUEST, f"{what}: the store answered {status} {code}")
 
 
-def _retry_after(exc: ClientError) -> float | None:
-    value = exc.response.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("retry-after", "")
-    return float(value) if value.isdigit() else None
+def _code(body: bytes) -> str:
+    found = re.search(rb"<Code>([A-Za-z0-9.]{1,64})</Code>", body)
+    return found.group(1).decode() if found else "without a code"

@@ -1,33 +1,53 @@
 """The seam between the download and where the bytes are.
 
 A source lists what it holds and reads ranges of it; selecting, verifying, retrying and writing happen elsewhere and
-the same for all. Both methods block, with a deadline on every wait, and are called from several threads at once.
+the same for all. All of it blocks, with a deadline on every wait, and is called from several threads at once.
 """
 
-from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
 from matrixinfer.downloader.core.manifest import Listing, SourceFile
 from matrixinfer.downloader.core.ranges import Part
+from matrixinfer.downloader.core.verify import Expected
 
-__all__ = ["Source"]
+__all__ = ["Body", "Source"]
+
+
+class Body(Protocol):
+    """The bytes of one range, in order."""
+
+    @property
+    def promise(self) -> Expected | None:
+        """What the answer vouches for of the whole file; None when it says nothing that the listing did not."""
+        ...
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the buffer as far as it goes; 0 at the end, which comes early only when the connection broke off.
+
+        Raises DownloadError (SourceChanged when the file is no longer the one that was listed) or TransientError.
+        """
+        ...
 
 
 class Source(Protocol):
     """One source at one place."""
 
     def listing(self) -> Listing:
-        """Return revision and files, with sizes and whatever the source vouches for.
+        """Return revision and files, with sizes and whatever the source vouches for in its listing.
 
         Raises DownloadError; its subclass TransientError when another try may help.
         """
         ...
 
-    def read(self, file: SourceFile, part: Part) -> AbstractContextManager[Iterable[bytes]]:
-        """Open one range; the chunks are its bytes in order, fewer only when the connection broke off.
+    def promise(self, file: SourceFile) -> Expected | None:
+        """Return what the source vouches for; asked once, before the first byte, of a file in several parts."""
+        ...
 
-        Raises DownloadError (SourceChanged when the file is no longer the one that was listed) or TransientError, from
-        the call or while the chunks are read.
-        """
+    def read(self, file: SourceFile, part: Part) -> AbstractContextManager[Body]:
+        """Open one range. Raises DownloadError (SourceChanged, …) or TransientError."""
+        ...
+
+    def abort(self) -> None:
+        """Wake up every thread that waits for the source: the download ends."""
         ...
