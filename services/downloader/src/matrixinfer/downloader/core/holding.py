@@ -3,9 +3,9 @@
 A holder is a generation: a number that only grows, and that nobody has twice, because generation n + 1 begins by making
 a folder of that name, which succeeds for one process only, on every file system. It is also the fencing token. A
 holder shows that it lives by counting; whoever waits compares two counts over its own monotonic clock, so no two
-clocks are ever compared. Where the waiter can tell for sure (the same kernel and mount, where locks work) it need not wait. The
-trap: a holder that was stopped for longer than the patience of others must notice, before it publishes, that a later
-generation exists.
+clocks are ever compared. Where the waiter can tell for sure (the same kernel and mount, where locks work) it need not
+wait. The trap: a holder that was stopped for longer than the patience of others must notice, before it publishes,
+that a later generation exists.
 """
 
 from dataclasses import dataclass
