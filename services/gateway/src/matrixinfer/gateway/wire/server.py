@@ -15,9 +15,10 @@ from urllib.parse import unquote_to_bytes
 
 import httptools
 
+from matrixinfer.gateway.wire.exchange import ClientExchange
 from matrixinfer.gateway.wire.inlet import Answerer, InletLimits, Refuser, body_allowance
 from matrixinfer.gateway.wire.judge import Head, judge
-from matrixinfer.gateway.wire.message import Headers, Refusal, Request, Watcher, has_no_body, response_head
+from matrixinfer.gateway.wire.message import Refusal, Request, response_head
 from matrixinfer.service.logging import get_logger
 
 __all__ = ["HttpInlet"]
@@ -25,7 +26,6 @@ __all__ = ["HttpInlet"]
 log = get_logger("inlet")
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_END_OF_CHUNKS = b"0\r\n\r\n"
 _LINGER_SECONDS = 1.0
 # So many connections beyond the limit are told why; the rest is reset.
 _REFUSED_AT_A_TIME = 256
@@ -141,7 +141,7 @@ class _Connection(asyncio.Protocol):
         self._parser: Any = httptools.HttpRequestParser(self)
         self._queue: list[Request | Refusal] = []
         self._is_slow = False
-        self._exchange: _Exchange | None = None
+        self._exchange: ClientExchange | None = None
         self._task: asyncio.Task[None] | None = None
         self._busy = False
         self._close_after = False
@@ -410,13 +410,13 @@ class _Connection(asyncio.Protocol):
             return
         self._busy = True
         last = self._close_after and not self._queue
-        self._exchange = _Exchange(self, item, self._transport, keep_alive=not last)
+        self._exchange = ClientExchange(self, item, self._transport, keep_alive=not last)
         if self._is_slow:
             # The answer before is not out yet, and asyncio tells of a full buffer only once.
             self._exchange.paused()
         self._task = self.inlet.tasks.create_task(self._run(self._exchange))
 
-    async def _run(self, exchange: "_Exchange") -> None:
+    async def _run(self, exchange: ClientExchange) -> None:
         try:
             await self.inlet.handler(exchange)
         # The edge of one connection: whatever breaks here must not end the others, which share the task group.
@@ -427,7 +427,7 @@ class _Connection(asyncio.Protocol):
             self._task = None
             self._done(exchange)
 
-    def _done(self, exchange: "_Exchange") -> None:
+    def _done(self, exchange: ClientExchange) -> None:
         self._exchange = None
         self._busy = False
         exchange.release_body()
@@ -530,154 +530,3 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
         else:
             self._transport.close()
-
-
-class _Exchange:
-    """One request on a connection and its answer."""
-
-    __slots__ = (
-        "_chunked",
-        "_connection",
-        "_delimited_by_close",
-        "_is_head",
-        "_is_paused",
-        "_out",
-        "_stall",
-        "_transport",
-        "_watcher",
-        "begun",
-        "bytes_in",
-        "bytes_out",
-        "ended",
-        "gone",
-        "keep_alive",
-        "request",
-        "stalled",
-    )
-
-    def __init__(
-        self, connection: _Connection, request: Request, transport: asyncio.Transport, *, keep_alive: bool
-    ) -> None:
-        self.request = request
-        self.keep_alive = keep_alive
-        self.begun = False
-        self.ended = False
-        self.gone = False
-        self.stalled = False
-        self.bytes_in = len(request.body)
-        self.bytes_out = 0
-        self._connection = connection
-        self._is_head = request.method == "HEAD"
-        self._transport = transport
-        self._chunked = False
-        self._delimited_by_close = False
-        self._is_paused = False
-        self._out: list[bytes] = []
-        self._watcher: Watcher | None = None
-        self._stall: asyncio.TimerHandle | None = None
-
-    def watch(self, watcher: Watcher | None) -> None:
-        """Tell `watcher` from now on what the client does."""
-        self._watcher = watcher
-        if watcher is None:
-            return
-        if self.gone:
-            watcher.client_gone()
-        elif self._is_paused:
-            watcher.client_paused()
-
-    def begin(self, status: int, headers: Headers, length: int | None) -> None:
-        """Write the head, framed for this client."""
-        self.begun = True
-        self.release_body()
-        if self._connection.inlet.draining:
-            self.keep_alive = False
-        framing: list[tuple[bytes, bytes]] = []
-        if has_no_body(status):
-            pass
-        elif length is not None:
-            framing.append((b"content-length", b"%d" % length))
-        elif self.request.http10:
-            self.keep_alive = False
-            self._delimited_by_close = True
-        else:
-            self._chunked = not self._is_head
-            framing.append((b"transfer-encoding", b"chunked"))
-        if not self.keep_alive:
-            framing.append((b"connection", b"close"))
-        elif self.request.http10:
-            framing.append((b"connection", b"keep-alive"))
-        self._out.append(response_head(status, (*headers, *framing)))
-
-    def write(self, data: bytes) -> None:
-        """Write a piece of the body."""
-        if not data or self._is_head:
-            return
-        self.bytes_out += len(data)
-        if self._chunked:
-            self._out += (b"%x\r\n" % len(data), data, b"\r\n")
-        else:
-            self._out.append(data)
-
-    def flush(self) -> None:
-        """Hand what was written to the network, in one call."""
-        if self._out and not self.gone:
-            self._transport.write(b"".join(self._out) if len(self._out) > 1 else self._out[0])
-        self._out.clear()
-
-    def finish(self) -> None:
-        """End the answer."""
-        if self.ended:
-            return
-        self.ended = True
-        if self._chunked:
-            self._out.append(_END_OF_CHUNKS)
-        self.flush()
-        self._end_stall()
-
-    def cut(self) -> None:
-        """End the answer visibly incomplete."""
-        self.ended = True
-        self.flush()
-        self._end_stall()
-        if self._delimited_by_close:
-            # The end of the connection would read as the end of the answer; a reset does not.
-            self._transport.abort()
-        self.keep_alive = False
-
-    def release_body(self) -> None:
-        """Let the body go: once the answer has begun, no other endpoint will be sent it."""
-        self._connection.give_back(len(self.request.body))
-        self.request.body = b""
-
-    def lost(self) -> None:
-        """The connection was lost."""
-        self.gone = True
-        self._end_stall()
-        if self._watcher is not None:
-            self._watcher.client_gone()
-
-    def paused(self) -> None:
-        """The connection takes no more for now."""
-        self._is_paused = True
-        seconds = self._connection.inlet.limits.write_stall_seconds
-        self._stall = self._connection.loop.call_later(seconds, self._stall_fired)
-        if self._watcher is not None:
-            self._watcher.client_paused()
-
-    def resumed(self) -> None:
-        """The connection takes more again."""
-        self._is_paused = False
-        self._end_stall()
-        if self._watcher is not None:
-            self._watcher.client_resumed()
-
-    def _end_stall(self) -> None:
-        if self._stall is not None:
-            self._stall.cancel()
-            self._stall = None
-
-    def _stall_fired(self) -> None:
-        self._stall = None
-        self.stalled = True
-        self._transport.abort()
