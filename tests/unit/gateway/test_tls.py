@@ -13,6 +13,7 @@ from matrixinfer.gateway.certificate import CertificateFiles, load
 from matrixinfer.gateway.settings import GatewaySettings
 from matrixinfer.service.tls import ReloadingContext
 
+BOTH_INLETS = True
 CA = trustme.CA()
 BODY = b'{"model":"m"}'
 

@@ -146,6 +146,7 @@ def _configuration(settings: GatewaySettings) -> Configure:
         access_log=settings.access_log,
         upstream_ca_file=str(settings.upstream_ca_file) if settings.upstream_ca_file else None,
         stream_usage=settings.stream_usage,
+        inlet_kind=settings.inlet,
         tls=settings.tls,
         spans=settings.export_settings,
         sampler=settings.otel_sampler,

@@ -48,6 +48,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     upstream_ca_file: str | None
     drain_seconds: float
     stream_usage: Literal["ask", "as-sent"] = "ask"
+    inlet_kind: Literal["httptools", "aiohttp"] = "httptools"
     tls: CertificateFiles | None = None
     """Without it, clients speak plain HTTP."""
     spans: ExportSettings = ExportSettings()

@@ -52,6 +52,9 @@ class GatewaySettings(TelemetrySettings):
     )
     gather_seconds: float = Field(0.01, ge=0, le=1, description="Changes within this time make one snapshot.")
 
+    inlet: Literal["httptools", "aiohttp"] = Field(
+        "httptools", description="What parses requests: our own protocol on httptools, or aiohttp's server."
+    )
     tls_cert_file: Path | None = Field(None, description="Certificate chain (PEM) for clients; unset means plain HTTP.")
     tls_key_file: Path | None = Field(None, description="Its private key (PEM).")
     tls_reload_seconds: float = Field(10.0, gt=0, description="How often to look whether these files have changed.")

@@ -17,6 +17,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
 import uvloop
 
@@ -46,11 +47,15 @@ from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.tracing import Tracer
+from matrixinfer.gateway.wire.inlet import Inlet
 from matrixinfer.gateway.wire.pool import UpstreamPool, upstream_tls
 from matrixinfer.gateway.wire.server import HttpInlet
 from matrixinfer.service import logging
 from matrixinfer.service.clock import monotonic, utcnow
 from matrixinfer.service.logging import get_logger
+
+if TYPE_CHECKING:
+    from matrixinfer.gateway.wire.aiohttp_inlet import AiohttpInlet
 
 __all__ = ["Worker", "main"]
 
@@ -116,7 +121,9 @@ class Worker:
         )
         self._tls = None if config.tls is None else certificate.load(config.tls)
         context = None if self._tls is None else self._tls.context
-        self._inlet = HttpInlet(self._handler, self._handler.refuse, config.inlet, monotonic, context)
+        self._inlet: Inlet = _inlet_class(config.inlet_kind)(
+            self._handler, self._handler.refuse, config.inlet, monotonic, context
+        )
         self._stopping = asyncio.Event()
         self._has_snapshot = asyncio.Event()
         self._supervisor: asyncio.StreamWriter | None = None
@@ -257,6 +264,15 @@ def _tracing(index: int, config: Configure) -> tuple[SpanExporter | None, Tracer
         now_nanoseconds=time.time_ns,
     )
     return exporter, tracer
+
+
+def _inlet_class(kind: Literal["httptools", "aiohttp"]) -> type[HttpInlet] | type["AiohttpInlet"]:
+    if kind == "httptools":
+        return HttpInlet
+    # Here, because a worker that does not use it need not carry aiohttp (11 MiB).
+    from matrixinfer.gateway.wire.aiohttp_inlet import AiohttpInlet
+
+    return AiohttpInlet
 
 
 async def _run(arguments: argparse.Namespace) -> None:
