@@ -12,7 +12,7 @@ import msgspec
 from matrixinfer.gateway.access import AccessRecord
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.line import QueueLimits
-from matrixinfer.gateway.core.load import burden
+from matrixinfer.gateway.core.load import Loads, burden
 from matrixinfer.gateway.core.types import (
     Endpoint,
     EndpointState,
@@ -338,6 +338,9 @@ class Rig:
                 claim.end()
 
         return end
+
+    def loads(self) -> Loads:
+        return self.board.reader(range(64)).loads()
 
     def in_flight(self) -> list[int]:
         return list(self.board.reader(range(64)).loads().requests)

@@ -117,6 +117,40 @@ async def test_an_answer_that_ends_with_the_connection_is_complete(rig: Rig) -> 
     assert engine.connections == 2
 
 
+async def test_the_board_follows_an_answer_from_the_prompt_to_the_last_token(rig: Rig) -> None:
+    go = asyncio.Event()
+
+    async def in_pieces(_asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await go.wait()
+        go.clear()
+        writer.write(STREAM_HEAD)
+        for _ in range(30):
+            writer.write(chunk(b"data: {}\n\n"))
+            await writer.drain()
+            await asyncio.sleep(0.002)
+        await go.wait()
+        writer.write(b"0\r\n\r\n")
+
+    engine = await rig.engine(in_pieces)
+    await rig.start()
+    body = b'{"model":"m","stream":true,"max_tokens":100,"prompt":"%s"}' % (b"x" * 400)
+    asking = rig.tasks.create_task(rig.ask(post(body, path="/v1/completions")))
+    await rig.until(lambda: engine.asked)
+    rig.handler.note_progress()
+    before = rig.loads()
+    assert before.prefill_tokens[0] >= 100
+    assert before.decode_tokens[0] == 100
+    go.set()
+    await rig.until(lambda: not rig.loads().prefill_tokens[0])
+    await rig.until(lambda: rig.handler.note_progress() and rig.loads().decode_tokens[0] <= 100 - 25)
+    assert rig.loads().requests[0] == 1
+    go.set()
+    await asking
+    after = rig.loads()
+    assert (after.requests[0], after.prefill_tokens[0], after.decode_tokens[0]) == (0, 0, 0)
+    assert rig.handler.note_progress() == pytest.approx(0.2)
+
+
 async def test_pieces_arrive_one_by_one(rig: Rig) -> None:
     go = asyncio.Event()
 

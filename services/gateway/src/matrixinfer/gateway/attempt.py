@@ -14,6 +14,7 @@ from matrixinfer.gateway.board import Claim, LoadRow
 from matrixinfer.gateway.choosing import Choice
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, with_form_model
 from matrixinfer.gateway.core.hiddenusage import HiddenUsage, with_usage
+from matrixinfer.gateway.core.load import progress
 from matrixinfer.gateway.core.objects import IdFinder, keeper
 from matrixinfer.gateway.core.retry import Failure, speaks_of_endpoint, status_is_transient
 from matrixinfer.gateway.core.splice import with_model
@@ -88,12 +89,32 @@ class Attempts:
         self._relays = 0
         self._clock = clock
         self._in_flight: defaultdict[str, set[Relay]] = defaultdict(set)
+        self._claims: dict[Relay, tuple[Claim, Choice, Trace]] = {}
 
     def end_those_of(self, gone: Iterable[str]) -> None:
         """End what waits for the pods of these uids: no byte can come from them."""
         for uid in gone:
             for relay in tuple(self._in_flight.get(uid, ())):
                 relay.endpoint_gone()
+
+    @property
+    def running(self) -> int:
+        """Requests that engines work on."""
+        return len(self._claims)
+
+    def note_progress(self) -> None:
+        """Tell the board how far all answers have come. Called now and then, because the pieces themselves are many."""
+        now = self._clock()
+        for relay, (claim, choice, trace) in self._claims.items():
+            come = progress(
+                choice.burden,
+                streams=trace.stream,
+                pieces=relay.pieces,
+                seconds=0.0 if trace.sent_at is None else now - trace.sent_at,
+            )
+            if come.is_read:
+                claim.prefilled()
+            claim.expect(come.decode_tokens)
 
     def enter(self, choice: Choice) -> Claim:
         """Count a request in, in the same moment in which it was decided on. `run` or `leave` must follow."""
@@ -117,11 +138,11 @@ class Attempts:
 
         try:
             trace.hides_usage = self._asks_for_usage and _may_ask_for_usage(exchange.request, choice.server, trace)
-            outcome = await self._over(Peer.of(endpoint), exchange, trace, choice, terms, began, pooled=True)
+            outcome = await self._over(exchange, trace, choice, terms, claim, began, pooled=True)
             if outcome.failure is Failure.STALE:
                 trace.stale += 1
                 trace.series.retry(Failure.STALE.value)
-                outcome = await self._over(Peer.of(endpoint), exchange, trace, choice, terms, began, pooled=False)
+                outcome = await self._over(exchange, trace, choice, terms, claim, began, pooled=False)
         finally:
             claim.end()
             self._freed()
@@ -145,16 +166,17 @@ class Attempts:
 
     async def _over(
         self,
-        peer: Peer,
         exchange: Exchange,
         trace: Trace,
         choice: Choice,
         terms: Terms,
+        claim: Claim,
         began: Callable[[int], None],
         *,
         pooled: bool,
     ) -> Outcome:
         loop, clock, endpoint = asyncio.get_running_loop(), self._clock, choice.endpoint
+        peer = Peer.of(endpoint)
         before = clock()
         noted = self._tracer.attempt(trace.spans, endpoint, before) if self._tracer and trace.spans else None
         if noted is not None:
@@ -190,6 +212,7 @@ class Attempts:
         )
         relays = self._in_flight[endpoint.uid]
         relays.add(relay)
+        self._claims[relay] = claim, choice, trace
         sent = clock()
         try:
             # Rendered here and kept by nobody: a long prompt must not be held for as long as its answer streams.
@@ -201,6 +224,7 @@ class Attempts:
         finally:
             relay.stop()
             relays.discard(relay)
+            del self._claims[relay]
             if not relays:
                 self._in_flight.pop(endpoint.uid, None)
             _note_answer(trace, relay, exchange)

@@ -57,6 +57,9 @@ _PROMPT_LIMIT_BYTES = 8 * 2**20
 """Reading the prompt of a larger body would hold up everybody else."""
 _REQUEST_ID_LIMIT = 128
 _PRIORITY_LIMIT = 1000
+# Often enough for a scheduler, and never more than a few percent of the time, however many answers stream.
+_PROGRESS_SECONDS = 0.2
+_PROGRESS_SECONDS_EACH = 50e-6
 
 
 class Handler:
@@ -136,6 +139,11 @@ class Handler:
     def waiting(self) -> int:
         """How many requests wait for room."""
         return self._waiting.size
+
+    def note_progress(self) -> float:
+        """Keep the load board true while answers stream; returns the seconds until it wants to be called again."""
+        self._attempts.note_progress()
+        return _PROGRESS_SECONDS + self._attempts.running * _PROGRESS_SECONDS_EACH
 
     @property
     def revision(self) -> int:

@@ -138,6 +138,7 @@ class Worker:
                 tasks.create_task(self._listen_to_supervisor(reader, writer)),
                 tasks.create_task(self._report_for_ever(writer)),
                 tasks.create_task(self._climb_for_ever()),
+                tasks.create_task(self._note_progress_for_ever()),
             ]
             if self._tls is not None and self._config.tls is not None:
                 helpers.append(tasks.create_task(self._tls.watch(self._config.tls.reload_seconds)))
@@ -214,6 +215,11 @@ class Worker:
             self._pool.sweep(loop.time(), self._handler.peers())
             self._send(writer, self._report())
             await writer.drain()
+
+    async def _note_progress_for_ever(self) -> None:
+        while True:
+            pause = self._handler.note_progress()
+            await asyncio.sleep(pause)
 
     async def _climb_for_ever(self) -> None:
         """Measure how late the loop is and how busy the CPU, and give up as much of scheduling as that asks for."""

@@ -12,11 +12,25 @@ from typing import Final
 
 import msgspec
 
-__all__ = ["UNKNOWN", "Burden", "EngineLoads", "EngineReport", "Loads", "answer_tokens", "burden", "still_to_come"]
+__all__ = [
+    "UNKNOWN",
+    "Burden",
+    "EngineLoads",
+    "EngineReport",
+    "Loads",
+    "Progress",
+    "answer_tokens",
+    "burden",
+    "progress",
+]
 
 _BYTES_PER_TOKEN: Final = 4
 _DECODE_TOKENS: Final = 256
 _AT_LEAST_TOKENS: Final = 16
+# What an engine is taken for that shows nothing until it is done: a slow one, so that it is never taken for idle early.
+_READ_TOKENS_PER_SECOND: Final = 2000.0
+_READ_SECONDS: Final = 0.5
+_WRITE_TOKENS_PER_SECOND: Final = 20.0
 
 
 class Burden(msgspec.Struct, frozen=True, gc=False):
@@ -38,10 +52,27 @@ def answer_tokens(max_tokens: int | None) -> int:
     return _DECODE_TOKENS if max_tokens is None else max(1, min(max_tokens, _DECODE_TOKENS))
 
 
-def still_to_come(expected: int, written: int) -> int:
-    """Tokens that an answer still lacks after `written`. A running answer is never as good as done: how long it will
-    be is a guess, and until it ends it has its place in the batch."""
-    return max(expected - written, min(expected, _AT_LEAST_TOKENS))
+class Progress(msgspec.Struct, frozen=True, gc=False):
+    """How far an engine has come with a request."""
+
+    is_read: bool
+    """Whether its prompt was read."""
+    decode_tokens: int
+    """Tokens that the answer still lacks."""
+
+
+def progress(laid: Burden, *, streams: bool, pieces: int, seconds: float) -> Progress:
+    """Judge a request that was sent `seconds` ago and of whose answer `pieces` have come, each about a token.
+
+    An answer that comes in one piece shows nothing until it is done, so time has to tell. A running answer is never as
+    good as done: how long it will be is a guess, and until it ends it has its place in the batch.
+    """
+    is_read, written = pieces > 0, float(pieces)
+    if not streams:
+        writing = seconds - _READ_SECONDS - laid.prefill_tokens / _READ_TOKENS_PER_SECOND
+        is_read = is_read or writing > 0
+        written = max(0.0, writing) * _WRITE_TOKENS_PER_SECOND
+    return Progress(is_read, max(laid.decode_tokens - int(written), min(laid.decode_tokens, _AT_LEAST_TOKENS)))
 
 
 class Loads(msgspec.Struct, frozen=True):
