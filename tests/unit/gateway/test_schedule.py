@@ -225,7 +225,8 @@ def test_an_adapter_attracts_and_its_absence_refuses_nobody() -> None:
 
 def test_a_list_of_names_makes_a_profile() -> None:
     made = profile_of([PluginWeight("least-request", 2), PluginWeight("lora-affinity"), PluginWeight("best")])
-    assert [name for name, _ in made.filters] == ["untried", "healthy", "below-limit", "least-request", "lora-affinity"]
+    always, listed, wish = ["untried", "healthy", "below-limit"], ["least-request", "lora-affinity"], ["session"]
+    assert [name for name, _ in made.filters] == always + listed + wish
     assert [(name, weight) for name, weight, _ in made.scorers] == [("least-request", 2.0)]
     assert made.picker[0] == "best"
     assert profile_of([]) is DEFAULT

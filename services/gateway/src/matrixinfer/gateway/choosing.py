@@ -18,6 +18,7 @@ from matrixinfer.gateway.core.prompt import Prompt
 from matrixinfer.gateway.core.schedule.framework import Refused
 from matrixinfer.gateway.core.schedule.record import Recorded
 from matrixinfer.gateway.core.schedule.rung import Rung
+from matrixinfer.gateway.core.session import session_of
 from matrixinfer.gateway.core.split import choose_target, draw
 from matrixinfer.gateway.core.table import Pool, RouteEntry, Table
 from matrixinfer.gateway.core.types import Endpoint, Rule, Server, Target, TrafficPolicy
@@ -138,6 +139,7 @@ class Chooser:
             adapter=ask.model if entry.is_adapter else "",
             tried=tried,
             ejected=self._health.left_out(pool.pods, pool.server.policy),
+            session=session_of(pool.server.policy.session, ask.headers),
             rung=rung,
         )
         if isinstance(placed, Refused):

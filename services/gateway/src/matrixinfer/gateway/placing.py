@@ -18,6 +18,7 @@ from matrixinfer.gateway.core.prompt import Prompt, adapter_key, chain, matched_
 from matrixinfer.gateway.core.schedule.framework import Decision, Profile, Refused, View, decide
 from matrixinfer.gateway.core.schedule.profiles import TWO_RANDOM, profile_of
 from matrixinfer.gateway.core.schedule.rung import Rung
+from matrixinfer.gateway.core.session import preferred
 from matrixinfer.gateway.core.split import draw
 from matrixinfer.gateway.core.table import Pool
 from matrixinfer.gateway.core.types import Endpoint
@@ -86,11 +87,13 @@ class Placer:
         tenant: str = "",
         tried: frozenset[str] = frozenset(),
         ejected: frozenset[str] = frozenset(),
+        session: str = "",
         rung: Rung = Rung.FULL,
     ) -> Placement | Refused:
         """Decide on an endpoint, and note that it is being sent the prompt; `size` is that of the body in bytes.
 
-        `model` is the name asked for, which is the engine's own where the server knows no other one.
+        `session` is the identity of its conversation. `model` is the name asked for, which is the engine's own where
+        the server knows no other one.
         """
         pool, loads = self._pool, self._reader.loads()
         engines = self._reader.engines(self._clock())
@@ -119,6 +122,7 @@ class Placer:
             ejected,
             matched_tokens(found.common_blocks, prompt),
             pool.server.policy.max_in_flight_per_endpoint,
+            session_at=preferred(session, pool.candidates) if session else (),
         )
         profile = TWO_RANDOM if rung is Rung.TWO_RANDOM else self._profile
         decision = decide(profile, view, partial(draw, request_id))

@@ -11,7 +11,7 @@ from datetime import timedelta
 from types import MappingProxyType
 
 from matrixinfer.api.v1alpha1 import modelroute as api
-from matrixinfer.api.v1alpha1.modelserver import ModelServer, Protocol, SchedulerProfile, WorkloadPort
+from matrixinfer.api.v1alpha1.modelserver import ModelServer, Protocol, SchedulerProfile, SessionSource, WorkloadPort
 from matrixinfer.gateway.core.claims import claimed_names, key_of_route, owners
 from matrixinfer.gateway.core.schedule.profiles import unknown_plugins
 from matrixinfer.gateway.core.selection import endpoint_state
@@ -24,6 +24,7 @@ from matrixinfer.gateway.core.types import (
     Route,
     Rule,
     Server,
+    SessionAffinity,
     Slot,
     Snapshot,
     StringMatch,
@@ -153,7 +154,7 @@ def _server_policy(server: ModelServer) -> TrafficPolicy:
     policy = server.spec.traffic_policy
     if policy is None:
         return TrafficPolicy()
-    retry, breaker = policy.retry, policy.circuit_breaker
+    retry, breaker, affinity = policy.retry, policy.circuit_breaker, policy.session_affinity
     return TrafficPolicy(
         _seconds(policy.timeout),
         _seconds(policy.first_byte_timeout),
@@ -164,6 +165,7 @@ def _server_policy(server: ModelServer) -> TrafficPolicy:
         breaker.consecutive_failures if breaker else None,
         _seconds(breaker.base_ejection) if breaker else None,
         breaker.max_ejected_percent if breaker else None,
+        SessionAffinity(affinity.source is SessionSource.COOKIE, affinity.name) if affinity else None,
     )
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "Route",
     "Rule",
     "Server",
+    "SessionAffinity",
     "Slot",
     "Snapshot",
     "StringMatch",
@@ -57,6 +58,13 @@ class Endpoint(msgspec.Struct, frozen=True, array_like=True):
     """Those adapters of the server's routes that the pod has loaded, as far as is known."""
 
 
+class SessionAffinity(msgspec.Struct, frozen=True, array_like=True):
+    """Where the identity of a conversation is found."""
+
+    is_cookie: bool
+    name: str
+
+
 class TrafficPolicy(msgspec.Struct, frozen=True, array_like=True):
     """What a ModelServer asks of its traffic; None leaves the gateway's own setting in force. Times in seconds."""
 
@@ -69,6 +77,7 @@ class TrafficPolicy(msgspec.Struct, frozen=True, array_like=True):
     eject_failures: int | None = None
     eject_seconds: float | None = None
     eject_most_percent: int | None = None
+    session: SessionAffinity | None = None
 
 
 class PluginWeight(msgspec.Struct, frozen=True, array_like=True):

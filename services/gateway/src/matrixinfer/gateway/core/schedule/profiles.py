@@ -60,6 +60,9 @@ _ALWAYS: Final = (
     ("below-limit", filters.below_limit),
 )
 
+# A wish: it looks at those that every other filter left.
+_AT_LAST: Final = (("session", filters.session),)
+
 _DEFAULT_PLUGINS: Final = (
     PluginWeight("token-load", 4),
     PluginWeight("prefix-affinity", 1),
@@ -88,7 +91,7 @@ def profile_of(plugins: Sequence[PluginWeight], name: str = "") -> Profile:
     scoring = tuple((key, weight, plugin.scorer) for key, weight, plugin in listed if plugin.scorer and weight > 0)
     picking = [(key, plugin.picker) for key, _, plugin in listed if plugin.picker and not (key == "random" and scoring)]
     return Profile(
-        filters=_ALWAYS + tuple((key, plugin.filter) for key, _, plugin in listed if plugin.filter),
+        filters=_ALWAYS + tuple((key, plugin.filter) for key, _, plugin in listed if plugin.filter) + _AT_LAST,
         scorers=scoring,
         picker=picking[0] if picking else ("power-of-two", pickers.power_of_two),
         plugins=tuple(plugins),
@@ -100,6 +103,6 @@ DEFAULT: Final = profile_of(_DEFAULT_PLUGINS, "default")
 """Affinity where it saves work and the load allows it, else the fewest tokens to be worked off."""
 
 TWO_RANDOM: Final = Profile(
-    filters=_ALWAYS, scorers=(), picker=("power-of-two", pickers.power_of_two), name="two-random"
+    filters=_ALWAYS + _AT_LAST, scorers=(), picker=("power-of-two", pickers.power_of_two), name="two-random"
 )
 """The cheapest that is still fair: two drawn, the one with fewer requests. For a gateway that has no time left."""
