@@ -33,6 +33,9 @@ def test_the_official_client_chats_streams_completes_embeds_and_lists(world: Wor
     wait_for("the counts", lambda: running.metric('matrixinfer_gateway_requests_total{code="200",model="m"') >= 4, 30)
     records = [r for r in running.requests() if r.get("model") == "m"]
     assert records
+    explained = running.debug(f"explain/{records[0]['request_id']}")
+    (page,) = explained["known_by"]
+    assert page["attempts"][0]["replay"] == {"pod": records[0]["pod"], "same": True}
     assert records[0]["pod"] == world.engines[0].pod
     assert records[0]["decision"]["candidates"] == 1
 

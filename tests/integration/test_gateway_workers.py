@@ -97,9 +97,9 @@ class World:
         except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
 
-    async def ask(self) -> bytes:
+    async def ask(self, request: bytes = REQUEST) -> bytes:
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        writer.write(REQUEST)
+        writer.write(request)
         try:
             return (await reader.readuntil(b"\r\n\r\nok")).split(b"\r\n")[0]
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -211,6 +211,24 @@ def _exists(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+
+
+async def test_any_worker_explains_what_it_decided_and_a_replay_agrees(world: World) -> None:
+    await world.start()
+    request = REQUEST.replace(b"\r\n\r\n", b"\r\nx-request-id: named-%d\r\n\r\n")
+    known_by = set()
+    for number in range(24):
+        assert await world.ask(request % number) == b"HTTP/1.1 200 OK"
+        found: Any = await world.fleet.explain(f"named-{number}")
+        assert (found["workers_asked"], found["workers_answered"]) == (2, 2)
+        (page,) = found["known_by"]
+        known_by.add(page["worker"])
+        (attempt,) = page["attempts"]
+        assert attempt["replay"] == {"pod": "pod", "same": True}
+        assert attempt["decision"]["revision"] == 1
+        assert attempt["decision"]["candidates"][0]["chosen"]
+    assert known_by == {0, 1}
+    assert await world.fleet.explain("nobody's") is None
 
 
 async def test_a_drain_ends_every_worker_after_its_requests(world: World) -> None:

@@ -132,13 +132,18 @@ async def test_without_any_check_the_service_is_not_ready() -> None:
 
 
 async def test_the_admin_port_serves_metrics_and_debug_pages() -> None:
+    async def lookup(asked: str) -> object | None:
+        return {"sky/day": {"is": "blue"}}.get(asked)
+
     registry = CollectorRegistry()
     Counter("things", "x", registry=registry).inc()
     seen: dict[str, tuple[int, str]] = {}
 
     async def main(lifecycle: Lifecycle) -> None:
         lifecycle.debug_page("routes", lambda: {"quickstart": ["a", "b"]})
-        for path in ("/metrics", "/debug", "/debug/routes", "/debug/tasks", "/debug/settings", "/debug/nothing"):
+        lifecycle.debug_lookup("colour", lookup)
+        pages = ("/metrics", "/debug", "/debug/routes", "/debug/tasks", "/debug/settings", "/debug/nothing")
+        for path in (*pages, "/debug/colour/sky/day", "/debug/colour/void", "/debug/nothing/at-all"):
             seen[path] = await get(lifecycle, path)
 
     await served(main, registry=registry)
@@ -148,6 +153,8 @@ async def test_the_admin_port_serves_metrics_and_debug_pages() -> None:
     assert any("main" in str(task["waits_at"]) for task in json.loads(seen["/debug/tasks"][1]))
     assert json.loads(seen["/debug/settings"][1])["drain_seconds"] == 5.0
     assert seen["/debug/nothing"][0] == 404
+    assert json.loads(seen["/debug/colour/sky/day"][1]) == {"is": "blue"}
+    assert seen["/debug/colour/void"][0] == seen["/debug/nothing/at-all"][0] == 404
 
 
 async def test_a_taken_admin_port_is_a_configuration_error() -> None:

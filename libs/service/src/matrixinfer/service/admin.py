@@ -1,14 +1,15 @@
 """The admin port: /livez, /readyz, /metrics and /debug, apart from the port that does the work.
 
 Owns the listener and the four pages. /debug/tasks shows what every asyncio task waits for, /debug/settings
-the settings (secrets masked), /debug/<name> whatever the service registered. Nothing here changes anything, and
-nothing here is for the outside: the network policy keeps the port inside the cluster.
+the settings (secrets masked), /debug/<name> whatever the service registered, /debug/<name>/<thing> what it knows of
+one thing. Nothing here changes anything, and nothing here is for the outside: the network policy keeps the port inside
+the cluster.
 """
 
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import orjson
@@ -16,13 +17,16 @@ from aiohttp import web
 
 from matrixinfer.service.health import Checks, Verdict
 
-__all__ = ["AdminServer", "MetricsPage", "Page", "task_page"]
+__all__ = ["AdminServer", "Lookup", "MetricsPage", "Page", "task_page"]
 
 MetricsPage: TypeAlias = Callable[[Mapping[str, str]], tuple[bytes, str]]
 """Takes the request headers, returns body and content type of /metrics."""
 
 Page: TypeAlias = Callable[[], object]
 """Returns what a debug page shows: anything that has a JSON form."""
+
+Lookup: TypeAlias = Callable[[str], Awaitable[object | None]]
+"""Returns what a debug page shows of one thing, by its name; None when there is no such thing."""
 
 _SHUTDOWN_SECONDS = 1.0
 
@@ -35,6 +39,7 @@ class AdminServer:
     ready: Checks
     metrics: MetricsPage
     pages: dict[str, Page]
+    lookups: Mapping[str, Lookup] = field(default_factory=dict)
 
     async def start(self, host: str, port: int) -> tuple[web.AppRunner, int]:
         """Listen; returns the runner (call `cleanup`) and the port. Raises OSError when the port is not free."""
@@ -44,6 +49,7 @@ class AdminServer:
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/debug", self._index)
         app.router.add_get("/debug/{page}", self._page)
+        app.router.add_get("/debug/{page}/{asked:.+}", self._lookup)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_SECONDS)
         await runner.setup()
         listener = _listener(host, port)
@@ -60,7 +66,8 @@ class AdminServer:
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _index(self, _request: web.Request) -> web.Response:
-        return _json({"pages": [f"/debug/{name}" for name in sorted(self.pages)]})
+        lookups = [f"/debug/{name}/…" for name in sorted(self.lookups)]
+        return _json({"pages": [*(f"/debug/{name}" for name in sorted(self.pages)), *lookups]})
 
     async def _page(self, request: web.Request) -> web.Response:
         name = request.match_info["page"]
@@ -68,6 +75,12 @@ class AdminServer:
         if page is None:
             return _json({"error": f"no debug page {name!r}", "pages": sorted(self.pages)}, status=404)
         return _json(page())
+
+    async def _lookup(self, request: web.Request) -> web.Response:
+        name, asked = request.match_info["page"], request.match_info["asked"]
+        lookup = self.lookups.get(name)
+        found = None if lookup is None else await lookup(asked)
+        return _json({"error": f"nothing is known of {asked!r}"}, status=404) if found is None else _json(found)
 
 
 def task_page() -> object:

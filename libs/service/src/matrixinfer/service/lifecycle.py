@@ -22,7 +22,7 @@ import uvloop
 from prometheus_client import REGISTRY
 
 from matrixinfer.service import logging, metrics
-from matrixinfer.service.admin import AdminServer, MetricsPage, Page, task_page
+from matrixinfer.service.admin import AdminServer, Lookup, MetricsPage, Page, task_page
 from matrixinfer.service.build import build_version
 from matrixinfer.service.clock import monotonic
 from matrixinfer.service.exits import Exit, ExitCode
@@ -55,6 +55,7 @@ class Lifecycle:
             "tasks": task_page,
             "readiness": lambda: self.ready.ask().lines,
         }
+        self.lookups: dict[str, Lookup] = {}
 
     def ready_when(self, name: str, check: Check) -> None:
         """Make readiness depend on `check` (True, or False or a sentence saying what is missing).
@@ -70,6 +71,10 @@ class Lifecycle:
     def debug_page(self, name: str, page: Page) -> None:
         """Show what `page` returns, as JSON, under /debug/`name`."""
         self.pages[name] = page
+
+    def debug_lookup(self, name: str, lookup: Lookup) -> None:
+        """Show what `lookup` finds, as JSON, under /debug/`name`/whatever-is-asked; None is a 404."""
+        self.lookups[name] = lookup
 
     def stop(self, reason: str) -> None:
         """Begin the end: readiness turns red and `stopping` is set. Repeated calls change nothing."""
@@ -201,7 +206,9 @@ async def _run_main(
 @asynccontextmanager
 async def _admin(lifecycle: Lifecycle, page: MetricsPage, *, required: bool) -> AsyncIterator[None]:
     host, port = lifecycle.settings.admin_host, lifecycle.settings.admin_port
-    server = AdminServer(live=lifecycle.live, ready=lifecycle.ready, metrics=page, pages=lifecycle.pages)
+    server = AdminServer(
+        live=lifecycle.live, ready=lifecycle.ready, metrics=page, pages=lifecycle.pages, lookups=lifecycle.lookups
+    )
     try:
         runner, lifecycle.admin_port = await server.start(host, port)
     except OSError as exc:

@@ -35,6 +35,30 @@ class DecisionRecord(msgspec.Struct, omit_defaults=True):
     rung: str = ""
     """What was left out for lack of time, when anything was."""
 
+    def header(self, pod: str, attempt: int) -> bytes:
+        """Return it in the form that clients are told: one line, names and numbers only."""
+        removed = "+".join(f"{name}:{count}" for name, count in self.removed.items())
+        parts: dict[str, str | float] = {
+            "pod": pod,
+            "server": self.target,
+            "rule": self.rule,
+            "attempt": attempt,
+            "candidates": self.candidates,
+            "tied": self.tied,
+            "score": self.score,
+            "removed": removed,
+            "prompt-tokens": self.prompt_tokens,
+            "cached-tokens": self.cached_tokens,
+            "rung": self.rung,
+            "revision": self.revision,
+        }
+        return "; ".join(f"{name}={_token(value)}" for name, value in parts.items() if value != "").encode()
+
+
+def _token(value: str | float) -> str:
+    # A rule's name is free text; a header must not be.
+    return "".join(c if c.isascii() and c.isprintable() and c not in " ;=" else "_" for c in str(value))
+
 
 class AccessRecord(msgspec.Struct, omit_defaults=True):
     """One request. Times in milliseconds: `total` and `first_byte` from its last byte received, the others are spans.

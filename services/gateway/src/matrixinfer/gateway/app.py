@@ -71,6 +71,7 @@ async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
     )
     lifecycle.ready_when("workers", lambda: fleet.is_serving)
     lifecycle.debug_page("workers", fleet.describe)
+    lifecycle.debug_lookup("explain", fleet.explain)
     log.info(
         "listening", host=settings.host, port=sockets[0].getsockname()[1], workers=count, tls=settings.tls is not None
     )
@@ -148,6 +149,7 @@ def _configuration(settings: GatewaySettings) -> Configure:
         stream_usage=settings.stream_usage,
         inlet_kind=settings.inlet,
         tls=settings.tls,
+        decision_header=settings.decision_header,
         spans=settings.export_settings,
         sampler=settings.otel_sampler,
         sampler_ratio=settings.otel_sampler_ratio,

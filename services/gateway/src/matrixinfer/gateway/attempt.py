@@ -46,6 +46,7 @@ _NOT_FOR_ENGINES = frozenset(
         b"expect",
         b"host",
         b"x-api-key",
+        b"x-matrixinfer-explain",
         b"x-request-id",
     }
 )
@@ -201,7 +202,7 @@ class Attempts:
             exchange,
             connection,
             terms.deadlines,
-            [trace.id_header],
+            trace.answer_headers,
             clock,
             may_hold=trace.retries < terms.retry.attempts,
             began=began,

@@ -7,12 +7,16 @@ cleared only when its process is gone.
 """
 
 import asyncio
+import itertools
 import os
 import socket
 import sys
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+import msgspec
 
 from matrixinfer.gateway import metrics
 from matrixinfer.gateway.board import LoadBoard
@@ -22,6 +26,8 @@ from matrixinfer.gateway.ipc import (
     Acknowledged,
     Configure,
     Drain,
+    Explain,
+    Explained,
     FromWorker,
     Publish,
     Report,
@@ -37,6 +43,8 @@ __all__ = ["Fleet", "listeners", "worker_count"]
 
 log = get_logger("fleet")
 
+_ANSWER_SECONDS = 3.0
+_ASKED_FRAMES = 64
 _SILENCE_SECONDS = 30.0
 _RESTART_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_SECONDS = 10.0
@@ -71,6 +79,8 @@ class _Member:
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     serving: bool = False
     acknowledged: int = 0
+    asked: deque[bytes] = field(default_factory=lambda: deque(maxlen=_ASKED_FRAMES))
+    """Questions on their way, as frames."""
 
 
 class Fleet:
@@ -111,6 +121,8 @@ class Fleet:
         self._frame: tuple[int, bytes] | None = None
         self._published_at = 0.0
         self._drain: Literal["closing", "last"] | None = None
+        self._questions = itertools.count()
+        self._answers: dict[int, asyncio.Queue[bytes | None]] = {}
 
     @property
     def board(self) -> LoadBoard:
@@ -140,6 +152,28 @@ class Fleet:
             {"worker": m.index, "pid": m.process.pid, "serving": m.serving, "revision": m.acknowledged}
             for m in self._members.values()
         ]
+
+    async def explain(self, request_id: str) -> object | None:
+        """Return what the workers remember of the decisions for a request; None when none of them knows it.
+
+        A client may give several requests one name, so more than one worker may know it.
+        """
+        number, members = next(self._questions), tuple(self._members.values())
+        answers = self._answers[number] = asyncio.Queue()
+        for member in members:
+            member.asked.append(encode(Explain(number, request_id)))
+            member.wake.set()
+        pages: list[bytes | None] = []
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                while len(pages) < len(members):
+                    pages.append(await answers.get())
+        except TimeoutError:
+            log.warning("workers_silent", asked=len(members), answered=len(pages))
+        finally:
+            del self._answers[number]
+        known = [msgspec.json.decode(page) for page in pages if page is not None]
+        return {"workers_asked": len(members), "workers_answered": len(pages), "known_by": known} if known else None
 
     def publish(self, snapshot: Snapshot) -> None:
         """Let every worker route by `snapshot`; a newer one replaces what was not sent yet."""
@@ -265,6 +299,9 @@ class Fleet:
                     metrics.PUBLISH_SECONDS.observe(self._clock() - self._published_at)
             case Report(stats):
                 self._traffic.report(member.index, stats)
+            case Explained(number, page):
+                if number in self._answers:
+                    self._answers[number].put_nowait(page)
             case Wanted():
                 self._wake(message)
 
@@ -280,6 +317,8 @@ class Fleet:
             if self._drain is not None and self._drain != sent_step:
                 sent_step = self._drain
                 member.writer.write(encode(Drain(sent_step)))
+            while member.asked:
+                member.writer.write(member.asked.popleft())
             try:
                 await member.writer.drain()
             except ConnectionError:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 from math import inf
+from typing import Literal
 
 import msgspec
 
@@ -30,6 +31,7 @@ from matrixinfer.gateway.core.spans import Attributes
 from matrixinfer.gateway.core.surface import Surface, allowed_methods, listed_model, stored_object, surface
 from matrixinfer.gateway.core.table import Table
 from matrixinfer.gateway.core.types import Server, Snapshot
+from matrixinfer.gateway.decisions import DecisionBook, Noted
 from matrixinfer.gateway.errors import GatewayError
 from matrixinfer.gateway.health import Health, HealthBoard
 from matrixinfer.gateway.ledger import Ledger
@@ -84,7 +86,11 @@ class Handler:
         wake: Callable[[Server], None],
         asks_for_usage: bool = True,
         tracer: Tracer | None = None,
+        decision_header: Literal["asked", "always", "never"] = "asked",
     ) -> None:
+        self.decisions = DecisionBook(worker)
+        """The newest decisions, for whoever asks."""
+        self._decision_header = decision_header
         self._tracer = tracer
         self._worker = worker
         self._board = board
@@ -250,6 +256,9 @@ class Handler:
         wanted = _peek(request)
         trace.model, trace.stream, trace.has_stream_options = wanted.model, wanted.stream, wanted.has_stream_options
         ask = Ask(wanted.model, request.path.decode(errors="replace"), _header_texts(request.headers))
+        trace.tells_decision = self._decision_header == "always" or (
+            self._decision_header == "asked" and request.header(b"x-matrixinfer-explain") is not None
+        )
         kept_by = self._ledger.find(wanted.previous) if wanted.previous else None
         load = self._load(request)
         tried: set[str] = set()
@@ -266,6 +275,7 @@ class Handler:
             if not tried:
                 self._budgets.of(choice.server).request(self._clock())
             agreed = terms(choice.policy, choice.server.policy, self._defaults, began, asked)
+            self._note_decision(trace, choice)
             outcome = await self._attempts.run(exchange, trace, choice, claim, agreed)
             if outcome.failure is None:
                 return
@@ -345,6 +355,11 @@ class Handler:
             if trace.spans is not None:
                 trace.spans.phases.append(("wait", before, before + waited, {}))
 
+    def _note_decision(self, trace: Trace, choice: Choice) -> None:
+        if trace.recorded is not None and trace.decision is not None:
+            rule, server, pod = trace.decision.rule, choice.server.name, choice.endpoint.pod
+            self.decisions.note(Noted(self._now(), trace.route, rule, server, pod, trace.recorded))
+
     # -- when it fails --------------------------------------------------------------------------------------------
 
     def _shall_retry(self, exchange: Exchange, outcome: Outcome, trace: Trace, agreed: Terms) -> bool:
@@ -395,7 +410,7 @@ class Handler:
             return
         body = errors.error_body(error, exchange.request.path, trace.request_id)
         trace.status = error.status
-        _answer_with(exchange, error.status, [*error.headers, trace.id_header], body)
+        _answer_with(exchange, error.status, [*error.headers, *trace.answer_headers], body)
 
     # -- accounting -----------------------------------------------------------------------------------------------
 

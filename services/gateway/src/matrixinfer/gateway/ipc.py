@@ -22,6 +22,8 @@ __all__ = [
     "Acknowledged",
     "Configure",
     "Drain",
+    "Explain",
+    "Explained",
     "FromWorker",
     "Publish",
     "Report",
@@ -51,6 +53,7 @@ class Configure(msgspec.Struct, frozen=True, tag="configure"):
     inlet_kind: Literal["httptools", "aiohttp"] = "httptools"
     tls: CertificateFiles | None = None
     """Without it, clients speak plain HTTP."""
+    decision_header: Literal["asked", "always", "never"] = "asked"
     spans: ExportSettings = ExportSettings()
     sampler: str = "parentbased_always_on"
     sampler_ratio: float = 1.0
@@ -92,8 +95,22 @@ class Wanted(msgspec.Struct, frozen=True, tag="wanted"):
     name: str
 
 
-ToWorker: TypeAlias = Configure | Publish | Drain
-FromWorker: TypeAlias = Serving | Acknowledged | Report | Wanted
+class Explain(msgspec.Struct, frozen=True, tag="explain"):
+    """Tell why a request went where it went; `number` comes back with the answer."""
+
+    number: int
+    request_id: str
+
+
+class Explained(msgspec.Struct, frozen=True, tag="explained"):
+    """The story as JSON; None when the worker does not remember the request."""
+
+    number: int
+    page: bytes | None
+
+
+ToWorker: TypeAlias = Configure | Publish | Drain | Explain
+FromWorker: TypeAlias = Serving | Acknowledged | Report | Wanted | Explained
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(ToWorker)

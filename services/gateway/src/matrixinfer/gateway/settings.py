@@ -44,6 +44,9 @@ class GatewaySettings(TelemetrySettings):
     stream_usage: Literal["ask", "as-sent"] = Field(
         "ask", description="Ask engines for token counts of streams whose client did not, unseen by it."
     )
+    decision_header: Literal["asked", "always", "never"] = Field(
+        "asked", description="Who is told of the decision: clients that send x-matrixinfer-explain, all, or none."
+    )
     write_status: bool = Field(True, description="Take part in writing the status of routes and servers.")
 
     drain_seconds: float = Field(300.0, ge=0, description="Time running streams get to finish after SIGTERM.")

@@ -14,6 +14,9 @@ from matrixinfer.gateway.wire.message import Exchange, Headers
 
 __all__ = ["Trace"]
 
+# Names of the routing table are shorter; what a client makes up may be as long as its request.
+_TEXT_LIMIT = 512
+
 
 @dataclass(slots=True)
 class Trace:
@@ -29,6 +32,8 @@ class Trace:
     model: str = ""
     route: str = ""
     stream: bool = False
+    tells_decision: bool = False
+    """The client is told where its request went, and why."""
     has_stream_options: bool = False
     hides_usage: bool = False
     """The engine was asked to count the stream, and the client shall not see it."""
@@ -64,6 +69,14 @@ class Trace:
         return b"x-request-id", self.request_id.encode()
 
     @property
+    def answer_headers(self) -> list[tuple[bytes, bytes]]:
+        """The headers that every answer has."""
+        if self.tells_decision and self.decision is not None and self.endpoint is not None:
+            told = self.decision.header(self.endpoint.pod, self.retries + 1)
+            return [self.id_header, (b"x-matrixinfer-decision", told)]
+        return [self.id_header]
+
+    @property
     def context_headers(self) -> Headers:
         """What tells the engine of the distributed trace, instead of what the client said."""
         if self.context is None:
@@ -96,12 +109,12 @@ class Trace:
             time,
             self.request_id,
             request.method,
-            request.path.decode(errors="replace"),
+            request.path[:_TEXT_LIMIT].decode(errors="replace"),
             self.status,
             self.outcome,
             worker=worker,
             client=request.peer,
-            model=self.model,
+            model=self.model[:_TEXT_LIMIT],
             route=self.route,
             server=server.name if server else "",
             pod=endpoint.pod if endpoint else "",

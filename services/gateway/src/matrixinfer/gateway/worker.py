@@ -34,6 +34,8 @@ from matrixinfer.gateway.ipc import (
     Acknowledged,
     Configure,
     Drain,
+    Explain,
+    Explained,
     FromWorker,
     Publish,
     Report,
@@ -118,6 +120,7 @@ class Worker:
             wake=self._ask_for,
             asks_for_usage=config.stream_usage == "ask",
             tracer=tracer,
+            decision_header=config.decision_header,
         )
         self._tls = None if config.tls is None else certificate.load(config.tls)
         context = None if self._tls is None else self._tls.context
@@ -187,6 +190,8 @@ class Worker:
             case Drain():
                 self._close()
                 self._stop()
+            case Explain(number, request_id):
+                self._send(writer, Explained(number, self._handler.decisions.explain(request_id)))
             case Configure():
                 log.warning("configured_twice")
 

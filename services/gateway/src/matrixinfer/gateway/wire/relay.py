@@ -30,7 +30,7 @@ _LAST_PIECES = 8
 _GAPS = 16
 
 # `server` and `date` are the engine's own; ours to say are the framing and the request's id.
-_DROPPED = frozenset({b"content-length", b"x-request-id"})
+_DROPPED = frozenset({b"content-length", b"x-matrixinfer-decision", b"x-request-id"})
 
 
 class Deadlines(msgspec.Struct, frozen=True, gc=False):

@@ -1,0 +1,97 @@
+"""The newest decisions of a worker, kept so that somebody may ask why a request went where it went.
+
+A record holds references to what the decision was made from, so keeping one costs next to nothing; explaining,
+replaying and encoding happen when somebody asks. Bounded in requests and, because each candidate of a decision holds a
+few numbers, in candidates. The trap: an answer that is worked out from the loads of now would be a guess, so only what
+was recorded is looked at.
+"""
+
+from collections import OrderedDict
+from datetime import datetime
+
+import msgspec
+
+from matrixinfer.gateway.core.schedule.framework import Decision
+from matrixinfer.gateway.core.schedule.record import Explanation, Recorded, explain, replay
+
+__all__ = ["DecisionBook", "Noted", "Page"]
+
+_REQUESTS = 1024
+_CANDIDATES = 64 * 1024
+_PER_REQUEST = 16
+
+
+class Noted(msgspec.Struct, frozen=True):
+    """One decision and what became of it: the pod that the attempt went to."""
+
+    at: datetime
+    route: str
+    rule: str
+    server: str
+    pod: str
+    recorded: Recorded
+
+
+class _Replay(msgspec.Struct, frozen=True):
+    pod: str
+    same: bool
+
+
+class _Told(msgspec.Struct, frozen=True):
+    at: datetime
+    route: str
+    rule: str
+    server: str
+    pod: str
+    decision: Explanation
+    replay: _Replay
+
+
+class Page(msgspec.Struct, frozen=True):
+    """All decisions of one request, in order: more than one when it was sent again."""
+
+    request_id: str
+    worker: int
+    attempts: tuple[_Told, ...]
+
+
+class DecisionBook:
+    """Remembers the newest decisions."""
+
+    def __init__(self, worker: int, *, requests: int = _REQUESTS, candidates: int = _CANDIDATES) -> None:
+        """Keep at most so many requests, and so many candidates over all of their decisions."""
+        self._worker = worker
+        self._requests = requests
+        self._candidates = candidates
+        self._held = 0
+        self._notes: OrderedDict[str, list[Noted]] = OrderedDict()
+
+    def note(self, noted: Noted) -> None:
+        """Remember a decision, and forget the oldest ones that there is no more room for."""
+        notes = self._notes.setdefault(noted.recorded.request_id, [])
+        notes.append(noted)
+        self._held += _candidates(noted)
+        if len(notes) > _PER_REQUEST:
+            # A client that gives all of its requests one name.
+            self._held -= _candidates(notes.pop(0))
+        while len(self._notes) > self._requests or (self._held > self._candidates and len(self._notes) > 1):
+            _, forgotten = self._notes.popitem(last=False)
+            self._held -= sum(map(_candidates, forgotten))
+
+    def explain(self, request_id: str) -> bytes | None:
+        """Return the story of a request as JSON; None when it is not remembered."""
+        notes = self._notes.get(request_id)
+        if notes is None:
+            return None
+        return msgspec.json.encode(Page(request_id, self._worker, tuple(_told(noted) for noted in notes)))
+
+
+def _candidates(noted: Noted) -> int:
+    return len(noted.recorded.view.endpoints)
+
+
+def _told(noted: Noted) -> _Told:
+    again = replay(noted.recorded)
+    pod = again.endpoint.pod if isinstance(again, Decision) else ""
+    story = explain(noted.recorded)
+    return _Told(noted.at, noted.route, noted.rule, noted.server, noted.pod, story, _Replay(pod, pod == noted.pod))
