@@ -84,7 +84,7 @@ WORKLOADS: Final = (
     # The two of the published benchmark, an eighth as many requests, on as many replicas.
     Workload("long shared prefix", 3, 96, 64, 16, 4096, (256,), (96, 160), kv_tokens=200_000),
     Workload("short shared prefix", 3, 96, 64, 16, 256, (4096,), (96, 160), kv_tokens=200_000),
-    Workload("one hot prefix", 8, 128, 1, 1024, 4096, (64, 256), (64, 128)),
+    Workload("one hot prefix", 8, 128, 1, 2048, 4096, (64, 256), (64, 128)),
     Workload("conversations", 8, 96, 96, 1, 512, (128, 512), (64, 128), turns=8, pause=1.0),
     Workload("no shared prefixes", 4, 96, 768, 1, 0, (1024, 2048), (96, 160), gains=False),
     Workload("mixed long and short", 4, 64, 768, 1, 0, (64,) * 9 + (12_000,), (32, 256), gains=False),

@@ -312,6 +312,8 @@ class Handler:
             if trace.spans is not None:
                 trace.spans.phases.append(("schedule", began, self._clock(), _noted(chooser.table.revision, choice)))
             trace.series = self._stats.series(trace.model, trace.route, choice.server.name)
+            if choice.placement is not None:
+                trace.series.placed(self.rung.label, choice.placement.cached_tokens, choice.burden.prefill_tokens)
         return choice
 
     def _place(

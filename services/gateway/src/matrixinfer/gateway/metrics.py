@@ -167,6 +167,22 @@ class Traffic(Collector):
             ("model", "route", "server", "kind", "counted_by"),
             tokens,
         )
+        decisions = {(*key, rung): count for key, report in routes.items() for rung, count in report.decisions.items()}
+        yield _counter(
+            "decisions",
+            "Choices of an endpoint, by what there was time to look at: full, or what was left out for lack of it.",
+            (*_ROUTE_LABELS, "rung"),
+            decisions,
+        )
+        placed = {
+            (*key, state): count for key, report in routes.items() for state, count in report.placed_tokens.items()
+        }
+        yield _counter(
+            "placed_prompt_tokens",
+            "Prompt tokens by what the choice expected of the endpoint: cached there, or to be read. Estimates.",
+            (*_ROUTE_LABELS, "state"),
+            placed,
+        )
         gone = {key: report.client_gone for key, report in routes.items()}
         yield _counter("client_disconnects", "Clients that left before the end of their answer.", _ROUTE_LABELS, gone)
         opened = {(): total.upstream_opened}
@@ -266,6 +282,8 @@ def _sum_of_series(one: SeriesReport, other: SeriesReport) -> SeriesReport:
         _sum(one.between_pieces, other.between_pieces),
         _sum(one.queue, other.queue),
         _sum(one.overhead, other.overhead),
+        _added(one.decisions, other.decisions),
+        _added(one.placed_tokens, other.placed_tokens),
     )
 
 

@@ -158,6 +158,10 @@ class SeriesReport(msgspec.Struct, frozen=True, array_like=True):
     between_pieces: HistogramReport | None = None
     queue: HistogramReport | None = None
     overhead: HistogramReport | None = None
+    decisions: dict[str, int] = {}
+    """Choices of an endpoint, by what there was time for."""
+    placed_tokens: dict[str, int] = {}
+    """Prompt tokens by whether the chosen endpoint was expected to have them: cached, or to_read. Estimates."""
 
 
 class StatsReport(msgspec.Struct, frozen=True):
@@ -201,8 +205,10 @@ class Series:
 
     __slots__ = (
         "_client_gone",
+        "_decisions",
         "_duration",
         "_in_flight",
+        "_placed_tokens",
         "_requests",
         "_retries",
         "_tokens",
@@ -230,6 +236,8 @@ class Series:
         self._requests: Counter[tuple[str, str]] = Counter()
         self._retries: Counter[str] = Counter()
         self._tokens: Counter[tuple[str, bool]] = Counter()
+        self._decisions: Counter[str] = Counter()
+        self._placed_tokens: Counter[str] = Counter()
         self._client_gone = 0
         self._in_flight = 0
 
@@ -261,6 +269,12 @@ class Series:
         self._tokens["completion", estimate] += usage.completion
         self._tokens["cached", estimate] += usage.cached
 
+    def placed(self, rung: str, cached: int, to_read: int) -> None:
+        """An endpoint was chosen; of the prompt so many tokens are expected to be cached there."""
+        self._decisions[rung] += 1
+        self._placed_tokens["cached"] += cached
+        self._placed_tokens["to_read"] += to_read
+
     def retry(self, reason: str) -> None:
         """Another endpoint, or another connection, is asked."""
         self._retries[reason] += 1
@@ -280,6 +294,8 @@ class Series:
             self.between_pieces.report(),
             self.queue.report(),
             self.overhead.report(),
+            dict(self._decisions),
+            dict(self._placed_tokens),
         )
 
 

@@ -16,7 +16,7 @@ __all__ = ["adapter_affinity", "kv_usage", "least_load", "prefix_affinity", "tok
 _SCALE_TOKENS: Final = 8192.0
 """So much work in front of a request halves the score."""
 _GUARD_FACTOR: Final = 1.25
-_GUARD_SLACK_TOKENS: Final = 1024.0
+_GUARD_SLACK_TOKENS: Final = 768.0
 """Differences below this are no reason to give up an affinity."""
 _KV_COMFORT: Final = 0.8
 """Below this use of the KV memory nothing has to wait for it."""
@@ -45,12 +45,17 @@ def prefix_affinity(contest: Contest) -> Sequence[float]:
     """
     if not contest.holders:
         return ()
-    view, before, most = contest.view, contest.work, _guard(contest)
-    common, total = view.common_tokens, max(view.prompt_tokens, 1)
-    scores = [0.0] * len(before)
-    for at, cached in contest.holders:
-        if before[at] <= most:
-            scores[at] = min(max(cached - common, 0) / total, 1.0)
+    view, candidates, others = contest.view, contest.candidates, list(contest.work)
+    common, total, prefill = view.common_tokens, max(view.prompt_tokens, 1), view.prefill_tokens
+    held = [(at, min(max(cached - common, 0), total)) for at, cached in contest.holders]
+    for at, tokens in held:
+        # Of what the endpoint has still to read this prompt's beginning may be a part, to be read wherever it goes.
+        others[at] -= min(tokens, prefill[candidates[at]])
+    most = _guard(others)
+    scores = [0.0] * len(others)
+    for at, tokens in held:
+        if others[at] <= most:
+            scores[at] = tokens / total
     return scores
 
 
@@ -59,16 +64,16 @@ def adapter_affinity(contest: Contest) -> Sequence[float]:
     loaded = contest.view.adapter_at
     if not loaded:
         return ()
-    most = _guard(contest)
+    most = _guard(contest.work)
     return [
         1.0 if before <= most and i in loaded else 0.0
         for i, before in zip(contest.candidates, contest.work, strict=True)
     ]
 
 
-def _guard(contest: Contest) -> float:
-    """The work up to which a candidate may gain by an affinity: 1.25 of the mean."""
-    return _GUARD_FACTOR * sum(contest.work) / len(contest.work) + _GUARD_SLACK_TOKENS
+def _guard(loads: Sequence[float]) -> float:
+    """The load up to which a candidate may gain by an affinity: 1.25 of the mean."""
+    return _GUARD_FACTOR * sum(loads) / len(loads) + _GUARD_SLACK_TOKENS
 
 
 def kv_usage(contest: Contest) -> Sequence[float]:

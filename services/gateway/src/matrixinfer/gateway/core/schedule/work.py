@@ -13,7 +13,7 @@ from matrixinfer.gateway.core.schedule.view import View
 
 __all__ = ["DECODE_WEIGHT", "FRESH_SECONDS", "work"]
 
-DECODE_WEIGHT: Final = 0.25
+DECODE_WEIGHT: Final = 0.125
 """A token to be written beside others costs this part of one to be read: a batch writes one for each in one step."""
 FRESH_SECONDS: Final = 5.0
 """Over this time the word of an engine fades from full to nothing."""
