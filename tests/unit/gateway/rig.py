@@ -15,7 +15,6 @@ from matrixinfer.gateway.core.line import QueueLimits
 from matrixinfer.gateway.core.load import Loads, burden
 from matrixinfer.gateway.core.types import (
     Endpoint,
-    EndpointState,
     Route,
     Rule,
     Server,
@@ -229,6 +228,8 @@ class Rig:
         self.model: str | None = None
         self.name = "m"
         self.engine_name = "vLLM"
+        self.upstream_tls = ssl.create_default_context()
+        self.engine_tls: ssl.SSLContext | None = None
         self.revision = 0
         self.tracer: Tracer | None = None
         self.stopping = asyncio.Event()
@@ -247,7 +248,7 @@ class Rig:
         address = f"127.8.0.{len(self.engines) + 2}"
         engine = StubEngine(address, self._port(address), behave)
         if listening:
-            engine.server = await asyncio.start_server(engine.serve, address, engine.port)
+            engine.server = await asyncio.start_server(engine.serve, address, engine.port, ssl=self.engine_tls)
         self.engines.append(engine)
         if self.port:
             self.publish()
@@ -259,7 +260,7 @@ class Rig:
 
     async def start(self, **limits: Any) -> "Rig":
         self.limits = replace(self.limits, **limits)
-        self.pool = UpstreamPool(self.pool_limits, ssl.create_default_context())
+        self.pool = UpstreamPool(self.pool_limits, self.upstream_tls)
         self.handler = Handler(
             worker=0,
             pool=self.pool,
@@ -295,7 +296,7 @@ class Rig:
         """Route model `m` (and adapter `lora`) to the engines."""
         self.revision += 1
         endpoints = tuple(
-            Endpoint(i, f"pod-{i}", f"uid-{i}", e.address, e.port, EndpointState.READY, mark=i)
+            Endpoint(i, f"pod-{i}", f"uid-{i}", e.address, e.port, tls=self.engine_tls is not None, mark=i)
             for i, e in enumerate(self.engines)
             if e not in without
         )

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -89,3 +90,49 @@ def test_a_splice_equals_decode_and_encode(members: dict[str, Any], model: str, 
     except UnicodeEncodeError:
         return
     assert json.loads(with_model(body, model)) == wanted
+
+
+_space = st.text(" \t\r\n", max_size=3)
+
+
+@st.composite
+def _texts(draw: st.DrawFn) -> tuple[str, ...]:
+    """Pieces of one JSON object as a client might write it; between two of them stands the model's value."""
+    name = st.sampled_from(['"model"', '"mod\\u0065l"', '"\\u006dodel"'])
+    others = st.sampled_from(
+        [
+            '"seed":9007199254740993',
+            '"t" : 1.10e+05',
+            '"model_":"model"',
+            '"x":{"model":"no","y":[{"model":1}]}',
+            '"x":"\\"model\\":\\"no\\""',
+            '"\\u00e9":"é\\ud83d\\ude00"',
+            '"":[[],{},null,-0.0]',
+        ]
+    )
+    members = draw(st.lists(st.tuples(st.just(False), others) | st.tuples(st.just(True), name), min_size=1, max_size=6))
+    pieces, text = [], draw(_space) + "{"
+    for at, (is_model, member) in enumerate(members):
+        text += ("," if at else "") + draw(_space) + member
+        if is_model:
+            pieces.append(text + draw(_space) + ":" + draw(_space))
+            text = ""
+        text += draw(_space)
+    return (*pieces, text + "}" + draw(_space))
+
+
+@given(_texts(), st.text(min_size=1), st.text(min_size=1))
+def test_beat_10_a_splice_leaves_every_byte_that_is_not_the_models_value(
+    pieces: tuple[str, ...], before: str, after: str
+) -> None:
+    """Duplicates, escapes, big numbers, spaces: it is what the client would have written with the other name."""
+    for name in (before, after):
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            return
+
+    def written(model: str) -> bytes:
+        return msgspec.json.encode(model).join(piece.encode() for piece in pieces)
+
+    assert with_model(written(before), after) == written(after)

@@ -47,6 +47,7 @@ async def test_the_model_is_rewritten_where_the_server_asks_for_it_and_for_no_ad
 
 
 async def test_an_engine_gets_neither_credentials_nor_hop_by_hop_headers(rig: Rig) -> None:
+    """BEAT-13, 14: nor a wish for compression, which would hide what the answer says of tokens."""
     engine = await rig.engine()
     await rig.start()
     await rig.ask(
@@ -213,6 +214,7 @@ async def test_an_engines_refusal_is_passed_on_verbatim_and_asked_for_once(rig: 
 async def test_refusals_are_openai_errors(
     rig: Rig, request_bytes: bytes, status: int, code: str | None, param: str | None
 ) -> None:
+    """BEAT-24: an object with a message, a type, a parameter and a code."""
     engine = await rig.engine()
     await rig.start()
     answer = await rig.ask(request_bytes)
@@ -256,6 +258,7 @@ async def test_simultaneous_requests_spread_over_the_endpoints(rig: Rig) -> None
 
 
 async def test_full_endpoints_mean_429_with_retry_after(rig: Rig) -> None:
+    """BEAT-25, 26."""
     release = asyncio.Event()
 
     async def wait(_asked: Asked, writer: asyncio.StreamWriter) -> None:

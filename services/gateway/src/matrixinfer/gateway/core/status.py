@@ -8,7 +8,7 @@ from datetime import datetime
 
 from matrixinfer.api.conditions import Condition, set_condition
 from matrixinfer.api.v1alpha1.modelroute import ModelRoute, ModelRouteStatus
-from matrixinfer.api.v1alpha1.modelserver import ModelServer, ModelServerStatus
+from matrixinfer.api.v1alpha1.modelserver import ModelServer, ModelServerStatus, SessionAffinity
 from matrixinfer.gateway.core.claims import claimed_names, key_of_route
 from matrixinfer.gateway.core.match import PatternError, string_test
 from matrixinfer.gateway.core.schedule.profiles import PLUGINS, unknown_plugins
@@ -19,6 +19,8 @@ from matrixinfer.kube.codec import PodView
 from matrixinfer.kube.resource import Key
 
 __all__ = ["Judgement", "route_status", "server_status"]
+
+_DEFAULT_TTL = SessionAffinity(name="any").ttl
 
 Judgement = tuple[str, bool, str, str]
 """Type, status, reason and message of one condition."""
@@ -78,7 +80,7 @@ def _accepted(route: ModelRoute) -> Judgement:
         return "Accepted", False, "NoName", "Set spec.modelName or spec.loraAdapters: the route answers for no name."
     if not route.spec.rules:
         return "Accepted", False, "NoRules", "Add a rule to spec.rules: without one every request is answered with 404."
-    return "Accepted", True, "Accepted", "The route is in force."
+    return _in_force("route", ["spec.rateLimit"] if route.spec.rate_limit is not None else [])
 
 
 def _conflicted(route: ModelRoute, owned: Mapping[str, Key]) -> Judgement:
@@ -111,7 +113,25 @@ def _server_accepted(server: ModelServer) -> Judgement:
             f"default profile is in force. Known are {', '.join(sorted(PLUGINS))}."
         )
         return "Accepted", False, "UnknownPlugin", message
-    return "Accepted", True, "Accepted", "The server is in force."
+    policy = server.spec.traffic_policy
+    affinity = policy.session_affinity if policy else None
+    set_ = {
+        "spec.workloadPort.grpcPort": server.spec.workload_port.grpc_port,
+        "spec.kvConnector": server.spec.kv_connector,
+        # A conversation's pod is computed, not remembered: there is nothing that could be forgotten.
+        "spec.trafficPolicy.sessionAffinity.ttl": affinity.ttl if affinity and affinity.ttl != _DEFAULT_TTL else None,
+    }
+    split = server.spec.workload_selector.pd_group
+    note = " Prefill is not split off: the pods that decode answer alone." if split else ""
+    return _in_force("server", [path for path, value in set_.items() if value is not None], note)
+
+
+def _in_force(what: str, ignored: Sequence[str], note: str = "") -> Judgement:
+    """Accepted, with the fields that this version of the gateway does not act on."""
+    if not ignored:
+        return "Accepted", True, "Accepted", f"The {what} is in force.{note}"
+    message = f"The {what} is in force, except what this version does not act on: {', '.join(ignored)}.{note}"
+    return "Accepted", True, "PartlyInForce", message
 
 
 def _serves(ready: int, total: int) -> Judgement:
