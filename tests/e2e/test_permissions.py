@@ -21,7 +21,7 @@ SERVICES = ["autoscaler", "gateway", "infer-controller", "model-controller", "we
 # patched when it happens again; `bind` is asked for by the API server itself, when a RoleBinding is written.
 RARE: dict[str, set[str]] = {
     "autoscaler": {"patch events"},
-    "gateway": set(),
+    "gateway": {"patch modelinfers.workload.matrixinfer.ai"},
     "infer-controller": {
         "delete controllerrevisions.apps",
         "delete services",

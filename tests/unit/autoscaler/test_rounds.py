@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
+from matrixinfer.autoscaler.app import is_wake_up
 from matrixinfer.autoscaler.collect.scrape import Failure, ScrapeFailed
 from matrixinfer.autoscaler.endpoints import Endpoint
 from matrixinfer.autoscaler.rounds import Memory, Rounds
@@ -168,3 +169,15 @@ async def test_a_binding_that_went_is_forgotten(world: Any, now: datetime) -> No
     await bench.round()
     assert bench.memory.latest(KEY, "b-uid") is None
     assert bench.memory.sentences() == {}
+
+
+def test_only_a_new_wake_up_of_a_stopped_target_calls_for_a_round_at_once(world: Any) -> None:
+    calls: list[bool] = []
+    world.stores.infers.subscribe(lambda change: calls.append(is_wake_up(change)))
+    asked = {"annotations": {"networking.matrixinfer.ai/wake-up-at": "2026-01-01T12:00:10Z"}}
+    world.infer(0)
+    world.infer(0, meta=asked)
+    world.infer(0, meta={**asked, "labels": {"a": "b"}})
+    world.infer(1, meta={"annotations": {"networking.matrixinfer.ai/wake-up-at": "2026-01-01T12:00:20Z"}})
+    world.stores.infers.remove(Key("ns", "m"))
+    assert calls == [False, True, False, False, False]

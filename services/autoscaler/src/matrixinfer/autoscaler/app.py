@@ -26,6 +26,7 @@ from matrixinfer.kube.manager import Manager
 from matrixinfer.kube.plan import Plan, WriteStatus
 from matrixinfer.kube.resource import PODS, Key
 from matrixinfer.kube.sources import mapped
+from matrixinfer.kube.store import Change
 from matrixinfer.service.clock import monotonic, utcnow
 from matrixinfer.service.exits import Exit, ExitCode
 from matrixinfer.service.lifecycle import Lifecycle
@@ -134,6 +135,7 @@ async def main(lifecycle: Lifecycle, settings: AutoscalerSettings) -> None:
             now=utcnow,
             monotonic=monotonic,
         )
+        caches.infers.subscribe(lambda change: rounds.call() if is_wake_up(change) else None)
         manager = Manager(
             client,
             cache,
@@ -155,6 +157,13 @@ async def main(lifecycle: Lifecycle, settings: AutoscalerSettings) -> None:
             await manager.run(lifecycle.stopping)
         except LeaseLost as exc:
             raise Exit(ExitCode.LEASE_LOST, str(exc)) from exc
+
+
+def is_wake_up(change: Change[InferView]) -> bool:
+    """Whether the gateway has just asked for a target that has no replica. Of targets known before only: what was
+    listed at the start is decided in the first round anyway."""
+    old, new = change.old, change.new
+    return old is not None and new is not None and new.wake_up != old.wake_up and new.replicas == 0
 
 
 def _explain(seen: BindingSeen, plan: Plan, failures: Sequence[Failure], now: datetime) -> Sequence[WriteStatus]:

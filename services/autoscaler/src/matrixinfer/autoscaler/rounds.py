@@ -8,6 +8,7 @@ Trap: pods are scraped between two looks at the stores, so everything is looked 
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Protocol
@@ -33,6 +34,7 @@ __all__ = ["Memory", "Rounds", "Scrapes"]
 
 log = get_logger(__name__)
 
+_LEAST_PAUSE_SECONDS = 1.0
 _ALWAYS_READ = (Metric.RUNNING, Metric.WAITING, Metric.GENERATION_TOKENS)
 
 
@@ -112,13 +114,24 @@ class Rounds:
         self._now = now
         self._monotonic = monotonic
         self._slots = asyncio.Semaphore(bindings_at_once)
+        self._called = asyncio.Event()
+
+    def call(self) -> None:
+        """Do not wait for the end of the period: somebody waits for a decision."""
+        self._called.set()
 
     async def run(self) -> None:
         """Round after round, for ever; a round that took longer than the period is followed at once by the next."""
         while True:
             began = self._monotonic()
+            self._called.clear()
             await self.round()
-            await asyncio.sleep(max(self._period_seconds - (self._monotonic() - began), 0.0))
+            pause = max(self._period_seconds - (self._monotonic() - began), 0.0)
+            # However many call, rounds keep a distance.
+            await asyncio.sleep(min(_LEAST_PAUSE_SECONDS, pause))
+            with suppress(TimeoutError):
+                async with asyncio.timeout(max(pause - _LEAST_PAUSE_SECONDS, 0.0)):
+                    await self._called.wait()
 
     async def round(self) -> None:
         """Measure and decide every binding once."""

@@ -25,11 +25,12 @@ from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.reconcilers import FIELD_MANAGER
 from matrixinfer.gateway.settings import GatewaySettings
 from matrixinfer.gateway.statuswriter import StatusWriter
+from matrixinfer.gateway.waking import Waker
 from matrixinfer.gateway.wire.pool import PoolLimits, UpstreamPool, upstream_tls
 from matrixinfer.kube.cache import Cache
 from matrixinfer.kube.client import Client
 from matrixinfer.kube.election import ElectionSettings
-from matrixinfer.service.clock import monotonic
+from matrixinfer.service.clock import monotonic, utcnow
 from matrixinfer.service.exits import Exit, ExitCode
 from matrixinfer.service.lifecycle import Lifecycle
 from matrixinfer.service.logging import get_logger
@@ -43,6 +44,8 @@ _RECLAIM_SECONDS = 1.0
 _COMPARE_SECONDS = 1.0
 # What is left of the drain time for stopping in order, after the workers had theirs.
 _STOP_SECONDS = 3.0
+# So often is a workload asked for while it has no pod: its annotation stays younger than any idle window.
+_WAKE_UP_SECONDS = 10.0
 
 
 async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
@@ -54,6 +57,7 @@ async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
     except OSError as exc:
         address = f"{settings.host}:{settings.port}"
         raise Exit(ExitCode.MISCONFIGURED, f"the address {address} cannot be used: {exc.strerror}") from exc
+    waker = Waker(every_seconds=_WAKE_UP_SECONDS, clock=monotonic, now=utcnow)
     fleet = Fleet(
         listeners=sockets,
         board_fd=LoadBoard.create(count, settings.endpoint_slots),
@@ -68,6 +72,7 @@ async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
         config=_configuration(settings),
         traffic=Traffic(),
         clock=monotonic,
+        wake=waker.hear,
     )
     lifecycle.ready_when("workers", lambda: fleet.is_serving)
     lifecycle.debug_page("workers", fleet.describe)
@@ -79,7 +84,7 @@ async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
         cache = Cache(client)
         view = ClusterView(cache, settings.watch_namespace or None)
         lifecycle.ready_when("caches", lambda: cache.synced or f"not listed yet: {', '.join(cache.unsynced)}")
-        await _serve(lifecycle, settings, fleet, client, cache, view, tls)
+        await _serve(lifecycle, settings, fleet, client, cache, view, tls, waker)
 
 
 async def _serve(
@@ -90,6 +95,7 @@ async def _serve(
     cache: Cache,
     view: ClusterView,
     tls: ReloadingContext | None,
+    waker: Waker,
 ) -> None:
     slots = SlotBook(settings.endpoint_slots)
     engines = _engine_feed(settings, fleet.board)
@@ -104,6 +110,7 @@ async def _serve(
             tasks.create_task(_publish(cache, feed, engines, fleet), name="publish"),
             tasks.create_task(_reclaim(cache, feed, engines, fleet, slots), name="reclaim"),
             tasks.create_task(engines.run(), name="engines"),
+            tasks.create_task(waker.run(client, view), name="waking"),
             tasks.create_task(_compare(settings, feed, fleet), name="compare"),
         ]
         if tls is not None:

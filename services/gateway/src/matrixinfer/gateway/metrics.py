@@ -40,6 +40,7 @@ __all__ = [
     "REVISION",
     "SCRAPE_FAILURES",
     "SCRAPE_SECONDS",
+    "WAKE_UPS",
     "WORKERS_SERVING",
     "WORKER_RESTARTS",
     "EngineReports",
@@ -84,6 +85,13 @@ SCRAPE_FAILURES: Final = Counter(
     ("reason",),
 )
 zero(SCRAPE_FAILURES, ("refused", "deadline", "status", "size", "broken", "silent"))
+
+WAKE_UPS: Final = Counter(
+    "matrixinfer_gateway_wake_ups_total",
+    "Times that a server without pods was asked for: written, failed, or unknown when no ModelInfer is behind it.",
+    ("result",),
+)
+zero(WAKE_UPS, ("written", "failed", "unknown"))
 
 _FRESH_SECONDS: Final = 5.0
 _P: Final = "matrixinfer_gateway_"
