@@ -142,6 +142,7 @@ async def test_a_client_that_expects_100_is_told_to_go_on(rig: Rig) -> None:
 
 
 async def test_a_body_that_is_too_large_is_refused_before_it_is_sent(rig: Rig) -> None:
+    """BEAT-02: a limit on bodies."""
     await rig.engine()
     await rig.start(body_bytes=2000)
     client = await rig.client()
@@ -153,6 +154,7 @@ async def test_a_body_that_is_too_large_is_refused_before_it_is_sent(rig: Rig) -
 
 
 async def test_all_bodies_together_have_a_bound(rig: Rig) -> None:
+    """BEAT-02: a limit on what a worker holds of all clients."""
     engine = await rig.engine()
     await rig.start(buffered_bytes=5000)
     waiting = await rig.client()
@@ -170,6 +172,7 @@ async def test_all_bodies_together_have_a_bound(rig: Rig) -> None:
     "line", [b"X-Long: " + b"a" * 3000 + b"\r\n", b"".join(b"X-%d: a\r\n" % i for i in range(400))]
 )
 async def test_a_head_that_is_too_large_is_refused(rig: Rig, line: bytes) -> None:
+    """BEAT-02: a limit on heads."""
     await rig.engine()
     await rig.start(head_bytes=2000)
     client = await rig.client()
@@ -182,6 +185,7 @@ async def test_a_head_that_is_too_large_is_refused(rig: Rig, line: bytes) -> Non
 
 @pytest.mark.parametrize("part", [HOST + b"X-A", HOST + b"Content-Length: 13\r\n\r\n{"])
 async def test_a_request_that_does_not_come_is_answered_with_408(rig: Rig, part: bytes) -> None:
+    """BEAT-02: deadlines for heads and for bodies."""
     await rig.engine()
     await rig.start(head_seconds=0.05, body_seconds=0.05)
     client = await rig.client()
@@ -191,6 +195,7 @@ async def test_a_request_that_does_not_come_is_answered_with_408(rig: Rig, part:
 
 
 async def test_an_idle_connection_is_closed_in_silence(rig: Rig) -> None:
+    """BEAT-02: a deadline for the next request."""
     await rig.engine()
     await rig.start(keep_alive_seconds=0.05)
     client = await rig.client()
@@ -200,6 +205,7 @@ async def test_an_idle_connection_is_closed_in_silence(rig: Rig) -> None:
 
 
 async def test_a_connection_too_many_is_told_so(rig: Rig) -> None:
+    """BEAT-02: a limit on connections."""
     await rig.engine()
     await rig.start(connections=1)
     first, second = await rig.client(), await rig.client()

@@ -559,6 +559,8 @@ async def test_a_slow_client_slows_the_engine_and_fills_no_memory(rig: Rig) -> N
 
 
 async def test_a_client_that_reads_nothing_is_given_up(rig: Rig) -> None:
+    """BEAT-02: a deadline for what is written."""
+
     async def flood(_asked: Asked, writer: asyncio.StreamWriter) -> None:
         writer.write(STREAM_HEAD)
         while True:
