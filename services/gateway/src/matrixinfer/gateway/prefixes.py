@@ -57,7 +57,8 @@ class Found(NamedTuple):
     common_blocks: int = 0
 
 
-_NOBODY: Final = Found({})
+_NOBODY: Final[Mapping[Mark, Holding]] = {}
+_NOTHING: Final = Found(_NOBODY)
 
 
 class PrefixIndex:
@@ -96,25 +97,25 @@ class PrefixIndex:
         while low < high:
             block = chain[at - 1]
             tag = block >> _TAG_SHIFT or 1
-            owners = 0
-            for word in read(table, (block & sets) << _SET_SHIFT):
-                if word >> _OVER_TAG == tag and (mark := word >> _STAMP_BITS & _MARK_MASK) in pods:
-                    seen[mark] = at, word & _STAMP_MASK
-                    owners += 1
-            if owners:
-                low = at
-                if owners >= _OWNER_LIMIT:
-                    common = at
-            else:
+            owners = [
+                word
+                for word in read(table, (block & sets) << _SET_SHIFT)
+                if word >> _OVER_TAG == tag and word >> _STAMP_BITS & _MARK_MASK in pods
+            ]
+            if not owners:
                 high = at - 1
+            elif len(owners) >= _OWNER_LIMIT:
+                # Who has only what all may have is no better than they.
+                low = common = at
+                seen.clear()
+            else:
+                low = at
+                for word in owners:
+                    seen[word >> _STAMP_BITS & _MARK_MASK] = at, word & _STAMP_MASK
             at = (low + high + 1) >> 1
         if not seen:
-            return _NOBODY
-        # Who has only what all may have is no better than they.
-        return Found(
-            {mark: (blocks, self._age(pods[mark], stamp)) for mark, (blocks, stamp) in seen.items() if blocks > common},
-            common,
-        )
+            return Found(_NOBODY, common) if common else _NOTHING
+        return Found({mark: (blocks, self._age(pods[mark], stamp)) for mark, (blocks, stamp) in seen.items()}, common)
 
     def note(self, chain: Sequence[int], mark: Mark, slot: Slot, *, known: int = 0) -> None:
         """A pod is being sent a prompt; of its blocks the first `known` are noted already."""

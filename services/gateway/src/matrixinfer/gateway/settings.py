@@ -32,7 +32,7 @@ class GatewaySettings(TelemetrySettings):
     watch_namespace: str = Field("", description="Route only what lies in this namespace; empty means all.")
     endpoint_slots: int = Field(16384, ge=16, le=1_000_000, description="Most pods that can be routed to at a time.")
     prefix_index_bytes: int = Field(
-        16 * 2**20,
+        4 * 2**20,
         ge=64 * 2**10,
         le=2**30,
         description="Memory for which pod was sent which prompt, 8 bytes a block of text; down to a power of two.",
