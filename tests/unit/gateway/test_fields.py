@@ -139,7 +139,7 @@ def test_a_field_of_a_route_acts_or_is_named_in_its_status(field: str) -> None:
     with_it, without = (route(**{"rules": [{"targetModels": [S]}], **spec}) for spec in ROUTE[field])
     acts = published(with_it, server()) != published(without, server())
     said = f"spec.{field.split('.')[0]}" in accepted(
-        route_status(with_it, owners([with_it]), frozenset({"s"}), NOW).conditions
+        route_status(with_it, owners([with_it]), frozenset({"s"}), (), NOW).conditions
     )
     assert acts != said
 

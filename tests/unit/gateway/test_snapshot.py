@@ -175,7 +175,7 @@ def test_a_broken_expression_spoils_its_rule_only() -> None:
     rule = Table(snapshot(broken)).entries["m"].rule_for(Ask("m", "/v1/x", {}))
     assert rule is not None
     assert rule.name == "rest"
-    status = route_status(broken, owners([broken]), frozenset({"s"}), NOW)
+    status = route_status(broken, owners([broken]), frozenset({"s"}), (), NOW)
     assert condition(status.conditions, "Accepted") == ("False", "InvalidMatch")
     assert "spec.rules[0].modelMatch.uri.regex" in status.conditions[0].message
 
@@ -183,14 +183,14 @@ def test_a_broken_expression_spoils_its_rule_only() -> None:
 def test_the_status_of_a_route_tells_the_truth() -> None:
     old, young = route("old", age_days=9), route("young", "s", "absent", age_days=1)
     owned = owners([old, young])
-    good = route_status(old, owned, frozenset({"s"}), NOW)
+    good = route_status(old, owned, frozenset({"s"}), (), NOW)
     assert good.rules == 1
     assert [condition(good.conditions, t) for t in ("Accepted", "Conflicted", "ResolvedRefs")] == [
         ("True", "Accepted"),
         ("False", "NoConflict"),
         ("True", "ResolvedRefs"),
     ]
-    bad = route_status(young, owned, frozenset({"s"}), NOW)
+    bad = route_status(young, owned, frozenset({"s"}), (), NOW)
     assert condition(bad.conditions, "Conflicted") == ("True", "NameTaken")
     assert condition(bad.conditions, "ResolvedRefs") == ("False", "ModelServerNotFound")
 
@@ -205,9 +205,9 @@ def test_the_status_of_a_server_counts_its_endpoints() -> None:
 
 
 def test_a_status_that_was_written_is_not_written_again() -> None:
-    first = route_status(route(), owners([route()]), frozenset({"s"}), NOW)
+    first = route_status(route(), owners([route()]), frozenset({"s"}), (), NOW)
     stored = ModelRoute.model_validate({**route().to_manifest(), "status": first.to_manifest()})
-    later = route_status(stored, owners([stored]), frozenset({"s"}), NOW + timedelta(hours=1))
+    later = route_status(stored, owners([stored]), frozenset({"s"}), (), NOW + timedelta(hours=1))
     assert later.to_manifest() == stored.status.to_manifest()
 
 

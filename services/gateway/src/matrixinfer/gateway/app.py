@@ -16,6 +16,7 @@ from matrixinfer.gateway.comparing import Comparison
 from matrixinfer.gateway.core.slots import SlotBook
 from matrixinfer.gateway.feeds.kube import ClusterView, SnapshotFeed
 from matrixinfer.gateway.feeds.metrics import EngineFeed
+from matrixinfer.gateway.figures import TrafficFigures
 from matrixinfer.gateway.fleet import Fleet, listeners, worker_count
 from matrixinfer.gateway.health import HealthBoard
 from matrixinfer.gateway.ipc import Configure
@@ -116,8 +117,10 @@ async def _serve(
         if tls is not None:
             helpers.append(tasks.create_task(_watch_certificate(tls, settings.tls_reload_seconds), name="certificate"))
         if settings.write_status:
-            writer = StatusWriter(client, cache, view, _election(settings))
+            figures = TrafficFigures(fleet.traffic, view.routes, monotonic)
+            writer = StatusWriter(client, cache, view, _election(settings), figures)
             lifecycle.debug_page("status-writer", lambda: {"leading": writer.leading})
+            helpers.append(tasks.create_task(figures.run(writer.look_at), name="figures"))
             helpers.append(tasks.create_task(writer.run(lifecycle.stopping), name="status"))
         workers = tasks.create_task(fleet.run(), name="fleet")
         await lifecycle.stopping.wait()

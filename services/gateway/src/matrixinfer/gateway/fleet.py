@@ -130,6 +130,11 @@ class Fleet:
         return self._board
 
     @property
+    def traffic(self) -> Traffic:
+        """What the workers counted."""
+        return self._traffic
+
+    @property
     def health(self) -> HealthBoard:
         """What the workers know of each endpoint's health."""
         return self._health

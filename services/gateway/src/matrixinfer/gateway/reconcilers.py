@@ -4,12 +4,12 @@ Two reconcilers in the form of the reconciliation library; the judgement is in `
 traffic.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from matrixinfer.api.v1alpha1.modelroute import ModelRoute
+from matrixinfer.api.v1alpha1.modelroute import ModelRoute, TargetTraffic
 from matrixinfer.api.v1alpha1.modelserver import ModelServer
 from matrixinfer.gateway.core.claims import claimed_names, key_of_route, owners
 from matrixinfer.gateway.core.status import route_status, server_status
@@ -27,11 +27,12 @@ FIELD_MANAGER = "matrixinfer-gateway"
 
 @dataclass(frozen=True, slots=True)
 class SeenRoute:
-    """A route, who owns the names it claims, and the servers of its namespace."""
+    """A route, who owns the names it claims, the servers of its namespace, and what its targets got to do."""
 
     route: ModelRoute
     owned: Mapping[str, Key]
     servers: frozenset[str]
+    traffic: tuple[TargetTraffic, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,9 @@ class SeenServer:
 class RouteReconciler:
     """Writes what is true of a route."""
 
-    def __init__(self, view: ClusterView) -> None:
+    def __init__(self, view: ClusterView, traffic_of: Callable[[ModelRoute], tuple[TargetTraffic, ...]]) -> None:
         self._view = view
+        self._traffic_of = traffic_of
 
     def observe(self, key: Key) -> SeenRoute | None:
         """Gather the route, its rivals and its servers."""
@@ -59,11 +61,12 @@ class RouteReconciler:
             for rival in self._view.routes.by_index("name", name)
         }
         servers = frozenset(s.metadata.name for s in self._view.servers.by_index("namespace", key.namespace))
-        return SeenRoute(route, owners(rivals.values()), servers)
+        return SeenRoute(route, owners(rivals.values()), servers, self._traffic_of(route))
 
     def plan(self, seen: SeenRoute, now: datetime) -> Plan:
         """Return the status to write."""
-        return _status_plan(ROUTES, seen.route, route_status(seen.route, seen.owned, seen.servers, now))
+        status = route_status(seen.route, seen.owned, seen.servers, seen.traffic, now)
+        return _status_plan(ROUTES, seen.route, status)
 
 
 class ServerReconciler:
@@ -82,8 +85,10 @@ class ServerReconciler:
         return _status_plan(SERVERS, seen.server, server_status(seen.server, seen.pods, now))
 
 
-def status_controllers(view: ClusterView) -> tuple[Controller[Any], ...]:
-    """Return the two controllers, woken by everything that their judgement rests on."""
+def status_controllers(
+    view: ClusterView, traffic_of: Callable[[ModelRoute], tuple[TargetTraffic, ...]]
+) -> tuple[Controller[SeenRoute], Controller[SeenServer]]:
+    """Return the controllers of routes and of servers, woken by all that their judgement rests on but the traffic."""
 
     def rivals(route: ModelRoute) -> Iterable[Key]:
         return {key_of_route(other) for name in claimed_names(route) for other in view.routes.by_index("name", name)}
@@ -94,7 +99,7 @@ def status_controllers(view: ClusterView) -> tuple[Controller[Any], ...]:
     routes = Controller(
         "gateway-routes",
         view.routes,
-        RouteReconciler(view),
+        RouteReconciler(view, traffic_of),
         sources=[mapped(view.routes, rivals), mapped(view.servers, routes_of_server)],
         field_manager=FIELD_MANAGER,
         workers=4,

@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from matrixinfer.gateway.feeds.kube import ClusterView
-from matrixinfer.gateway.reconcilers import status_controllers
+from matrixinfer.gateway.figures import TrafficFigures
+from matrixinfer.gateway.reconcilers import SeenRoute, status_controllers
 from matrixinfer.kube.cache import Cache
 from matrixinfer.kube.client import Client
+from matrixinfer.kube.controller import Controller
 from matrixinfer.kube.election import ElectionSettings
 from matrixinfer.kube.manager import Manager
-from matrixinfer.kube.resource import Resource
+from matrixinfer.kube.resource import Key, Resource
 from matrixinfer.kube.store import Store
 from matrixinfer.service.logging import get_logger
 
@@ -34,6 +36,7 @@ class StatusWriter:
         cache: Cache,
         view: ClusterView,
         election: ElectionSettings,
+        figures: TrafficFigures,
         *,
         pause_seconds: float = _PAUSE_SECONDS,
     ) -> None:
@@ -43,21 +46,30 @@ class StatusWriter:
         self._cache = cache
         self._view = view
         self._election = election
+        self._figures = figures
         self._manager: Manager | None = None
+        self._routes: Controller[SeenRoute] | None = None
 
     @property
     def leading(self) -> bool:
         """Whether this replica writes now."""
         return self._manager is not None and self._manager.leading
 
+    def look_at(self, routes: Sequence[Key]) -> None:
+        """Write the status of these routes soon, when it is ours to write."""
+        if self._routes is not None:
+            for key in routes:
+                self._routes.enqueue(key)
+
     async def run(self, stopping: asyncio.Event) -> None:
         """Take part in the election until `stopping`; whatever ends a term is logged and the next one begins."""
         while not stopping.is_set():
             try:
+                self._routes, servers = status_controllers(self._view, self._figures.of)
                 self._manager = Manager(
                     self._client,
                     _Borrowed(self._cache),
-                    status_controllers(self._view),
+                    (self._routes, servers),
                     component="gateway",
                     election=self._election,
                 )

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from matrixinfer.api.conditions import Condition, set_condition
-from matrixinfer.api.v1alpha1.modelroute import ModelRoute, ModelRouteStatus
+from matrixinfer.api.v1alpha1.modelroute import ModelRoute, ModelRouteStatus, TargetTraffic
 from matrixinfer.api.v1alpha1.modelserver import ModelServer, ModelServerStatus, SessionAffinity
 from matrixinfer.gateway.core.claims import claimed_names, key_of_route
 from matrixinfer.gateway.core.match import PatternError, string_test
@@ -27,7 +27,11 @@ Judgement = tuple[str, bool, str, str]
 
 
 def route_status(
-    route: ModelRoute, owned: Mapping[str, Key], known_servers: frozenset[str], now: datetime
+    route: ModelRoute,
+    owned: Mapping[str, Key],
+    known_servers: frozenset[str],
+    traffic: tuple[TargetTraffic, ...],
+    now: datetime,
 ) -> ModelRouteStatus:
     """Return the status of a route; `known_servers` are the names of the servers in its namespace."""
     judgements = (_accepted(route), _conflicted(route, owned), _resolved(route, known_servers))
@@ -35,6 +39,7 @@ def route_status(
     return ModelRouteStatus(
         observed_generation=generation,
         rules=len(route.spec.rules),
+        targets=traffic,
         conditions=_conditions(route.status.conditions, judgements, generation, now),
     )
 
