@@ -15,7 +15,7 @@ from tests.fuzz import corpus
 
 ROOT = Path(__file__).parents[2]
 OUT = ROOT / ".fuzz"
-TARGETS = {"inlet": 2, "upstream": 1}
+TARGETS = {"inlet": 2, "upstream": 1, "form": 1}
 """And their shares."""
 _INPUT_LIMIT_BYTES = 2048
 _MEMORY_LIMIT_MIB = 1024
@@ -50,7 +50,7 @@ def _fuzz(target: str, seconds: int) -> None:
     # Only here: replaying the corpus needs no fuzzer.
     import atheris
 
-    with atheris.instrument_imports(include=["matrixinfer.gateway.wire"]):
+    with atheris.instrument_imports(include=["matrixinfer.gateway.wire", "matrixinfer.gateway.core"]):
         check = importlib.import_module(f"tests.fuzz.{target}").check
     found = OUT / target
     found.mkdir(parents=True, exist_ok=True)

@@ -149,6 +149,15 @@ async def test_the_model_of_a_form_is_spliced_and_nothing_else(rig: Rig) -> None
     assert sent.headers[b"content-type"] == FORM_TYPE.encode()
 
 
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_a_form_at_a_path_of_json_is_the_engines_to_refuse(rig: Rig, path: str) -> None:
+    """It says `stream`, yet nothing may be written into it."""
+    engine = await rig.engine()
+    await rig.start()
+    assert (await rig.ask(post(FORM, path, content_type=FORM_TYPE))).status == 200
+    assert engine.asked[0].body == FORM
+
+
 async def test_a_form_whose_model_is_not_certain_reaches_no_engine(rig: Rig) -> None:
     engine = await rig.engine()
     await rig.start()

@@ -100,7 +100,8 @@ def peek_form(body: bytes, boundary: bytes) -> Peek:
             stream = _text(body, part).strip().lower().encode() in _TRUE
     if not model or not model.strip():
         raise BodyError("You must provide a 'model' parameter.", "model")
-    return Peek(model, bool(stream))
+    # Options of a stream are an object of JSON: nobody may write them into a form.
+    return Peek(model, bool(stream), has_stream_options=True)
 
 
 def with_form_model(body: bytes, boundary: bytes, model: str) -> bytes:

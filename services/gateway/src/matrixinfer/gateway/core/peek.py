@@ -25,7 +25,7 @@ class Peek(msgspec.Struct, frozen=True, gc=False):
     previous: str = ""
     """Id of the response that this request continues; only its engine knows it."""
     has_stream_options: bool = False
-    """Whether the client says what the stream shall hold."""
+    """Whether the client says what the stream shall hold; a form, which cannot, is left as if it had."""
 
 
 class _Members(msgspec.Struct):

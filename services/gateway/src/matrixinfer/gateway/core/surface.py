@@ -43,7 +43,7 @@ class Surface(StrEnum):
     NOTHING = "nothing"
 
 
-_METHODS = {Surface.INFERENCE: ("POST",), Surface.STORED: ("GET", "HEAD", "POST", "DELETE")}
+_METHODS = {Surface.INFERENCE: ("POST",), Surface.STORED: ("GET", "POST", "DELETE")}
 
 
 # Clients ask for a handful of paths; what a stranger makes up goes as it came.
