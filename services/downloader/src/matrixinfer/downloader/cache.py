@@ -29,7 +29,7 @@ from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.verify import Algorithm
 from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.publication import read_publication, write_lasting
-from matrixinfer.downloader.workspace import Workspace, fsync_folder, prepare_cache, volume_errors
+from matrixinfer.downloader.workspace import Workspace, fsync_folder, prepare_cache, remove_tries, volume_errors
 
 __all__ = ["Cache"]
 
@@ -111,6 +111,7 @@ class Cache:
             self._record(ready)
             self._point(ready.digest)
             self._used(ready.digest)
+            remove_tries(self._root / "blobs")
             self.workspace.clear()
 
     def _blob(self, sha256: str) -> Path:

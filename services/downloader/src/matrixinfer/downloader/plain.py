@@ -13,7 +13,7 @@ from matrixinfer.downloader.core.manifest import READY_NAME, Ready, SourceFile, 
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.publication import read_publication, write_lasting
-from matrixinfer.downloader.workspace import Workspace, fsync_folder, prepare, volume_errors
+from matrixinfer.downloader.workspace import Workspace, fsync_folder, prepare, remove_tries, volume_errors
 
 __all__ = ["PlainFolder"]
 
@@ -56,8 +56,8 @@ class PlainFolder:
             for folder in folders:
                 fsync_folder(folder)
             write_lasting(self._output / READY_NAME, ready.to_json(), by=self.workspace.work)
+            remove_tries(self._output)
             self.workspace.clear()
-            self._previous.unlink(missing_ok=True)
 
     @property
     def _previous(self) -> Path:

@@ -20,7 +20,7 @@ from pathlib import Path
 from matrixinfer.downloader.core.manifest import WORK_PREFIX
 from matrixinfer.downloader.errors import Cause, DownloadError
 
-__all__ = ["Workspace", "fsync_folder", "prepare", "prepare_cache", "volume_errors"]
+__all__ = ["Workspace", "fsync_folder", "prepare", "prepare_cache", "remove_tries", "volume_errors"]
 
 _NO_SPACE = frozenset((errno.ENOSPC, errno.EDQUOT))
 
@@ -55,10 +55,20 @@ class Workspace:
         return self.output / path if self.output else None
 
     def clear(self) -> None:
-        """Remove what only an unfinished download needs; the lock stays."""
-        for name in ("staging", "journal"):
-            shutil.rmtree(self.work / name, ignore_errors=True)
-        self.progress.unlink(missing_ok=True)
+        """Remove what only an unfinished download needs, and whatever killed processes left; the holders stay."""
+        for entry in self.work.iterdir():
+            if entry == self.lock:
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                entry.unlink(missing_ok=True)
+
+
+def remove_tries(folder: Path) -> None:
+    """Remove what processes left that were killed while they tried a folder."""
+    for left in folder.glob(f"{WORK_PREFIX}-try-*"):
+        left.unlink(missing_ok=True)
 
 
 def prepare(output: Path) -> Workspace:
@@ -118,10 +128,13 @@ def _usable(workspace: Workspace, output: Path) -> bool:
 def _try_rename(work: Path, target: Path) -> None:
     # Its own name for each process: several may try at once.
     name = f"{WORK_PREFIX}-try-{uuid.uuid4().hex[:12]}"
-    (work / name).touch()
     try:
+        (work / name).touch()
         (work / name).rename(target / name)
+        (target / name).unlink()
+    except FileNotFoundError:
+        # Somebody who publishes tidied up; that it could be removed says as much as the rest.
+        pass
     except OSError:
         (work / name).unlink(missing_ok=True)
         raise
-    (target / name).unlink()

@@ -49,5 +49,5 @@ class Source(Protocol):
         ...
 
     def abort(self) -> None:
-        """Wake up every thread that waits for the source: the download ends."""
+        """Wake up every thread that waits for the source: what it was doing is given up."""
         ...

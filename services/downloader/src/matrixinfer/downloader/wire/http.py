@@ -189,7 +189,6 @@ class Client:
         self._idle: dict[Origin, list[_Connection]] = {}
         self._open: set[_Connection] = set()
         self._tls: ssl.SSLContext | None = None
-        self._aborted = False
 
     @contextmanager
     def exchange(self, method: str, url: str, headers: Mapping[str, str]) -> Iterator[Answer]:
@@ -215,9 +214,8 @@ class Client:
         raise WireError(f"{origin_of(url).host} redirects again and again")
 
     def abort(self) -> None:
-        """End every exchange that waits; nothing can be asked afterwards."""
+        """End every exchange that waits; what is asked afterwards goes over new connections."""
         with self._lock:
-            self._aborted = True
             connections = list(self._open)
         for connection in connections:
             connection.shut()
@@ -254,12 +252,7 @@ class Client:
     def _connect(self, origin: Origin) -> "_Connection":
         made = _Connection(self._socket(origin), self._read_seconds, in_full=self._in_full(origin))
         with self._lock:
-            aborted = self._aborted
-            if not aborted:
-                self._open.add(made)
-        if aborted:
-            made.close()
-            raise WireError("told to stop")
+            self._open.add(made)
         return made
 
     def _in_full(self, origin: Origin) -> bool:
@@ -300,7 +293,7 @@ class Client:
             return self._tls
 
     def _give_back(self, connection: "_Connection", *, reusable: bool) -> None:
-        if not reusable or self._aborted:
+        if not reusable:
             self._drop(connection)
             return
         with self._lock:
