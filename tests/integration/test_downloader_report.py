@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from matrixinfer.devcluster import ControlPlane, repository
-from matrixinfer.downloader.core.status import Report
+from matrixinfer.downloader.core.report import Report
 from matrixinfer.downloader.report import FIELD_MANAGER, StatusReporter, kubeconfig_of_token
 from matrixinfer.kube.client import Client
 from matrixinfer.kube.resource import Key

@@ -11,6 +11,7 @@ from matrixinfer.downloader.core.manifest import Ready, SourceFile, VerifiedFile
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.verify import Algorithm, Expected
 from matrixinfer.downloader.errors import Cause, DownloadError
+from matrixinfer.downloader.lock import try_hold
 from matrixinfer.downloader.plain import PlainFolder
 
 MODEL = {"config.json": "{}", "sub/deep/w.bin": "weights"}
@@ -198,3 +199,43 @@ def test_nothing_but_the_lock_and_what_is_known_stays_of_the_work(root: Path) ->
     filled(request(root))
     work = Cache(root, request(root)).workspace.work
     assert list(work.iterdir()) == []
+
+
+def make_room(root: Path, missing: int, kept: tuple[str, ...] = ()) -> int:
+    return Cache(root, request(root, "asking", "hf://o/asking")).make_room(missing, kept, pod="me", node="here")
+
+
+def test_room_is_made_from_models_that_no_link_leads_to(root: Path) -> None:
+    filled(request(root, "v1"))
+    newer, _ = filled(request(root, "v2"), {"config.json": "{}", "b": "newer weights"})
+    (root / "v1").unlink()
+    assert make_room(root, 1) == len(MODEL["sub/deep/w.bin"])
+    assert [f"sha256:{folder.name}" for folder in (root / "models").iterdir()] == [newer.digest]
+    assert seen(root / "v2") == {"config.json": "{}", "b": "newer weights"}
+
+
+def test_a_model_that_a_link_leads_to_is_never_evicted(root: Path, tmp_path: Path) -> None:
+    filled(request(root, "versions/ns/v1/model"))
+    outside = Request("hf://o/other", tmp_path / "outside", cache=root)
+    filled(outside, {"x": "y"})
+    assert make_room(root, 10**9) == 0
+    assert seen(tmp_path / "outside") == {"x": "y"}
+    assert seen(root / "versions" / "ns" / "v1" / "model") == MODEL
+
+
+def test_what_the_asking_run_counts_on_is_kept(root: Path) -> None:
+    filled(request(root, "v1"))
+    (root / "v1").unlink()
+    make_room(root, 10**9, kept=(sha("{}"),))
+    assert [blob.name for blob in (root / "blobs").iterdir()] == [sha("{}")]
+
+
+def test_nothing_is_evicted_while_another_download_is_under_way(root: Path) -> None:
+    filled(request(root, "v1"))
+    (root / "v1").unlink()
+    other = Cache(root, request(root, "v3", "hf://o/third"))
+    holder = try_hold(other.workspace.lock, pod="other", node="here")
+    assert holder is not None
+    assert make_room(root, 10**9) == 0
+    holder.release()
+    assert make_room(root, 10**9) > 0

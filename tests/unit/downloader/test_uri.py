@@ -2,7 +2,16 @@
 
 import pytest
 
-from matrixinfer.downloader.core.uri import Bucket, Claim, Folder, HubRepo, parse, without_credentials
+from matrixinfer.downloader.core.uri import (
+    Bucket,
+    Claim,
+    Folder,
+    HubRepo,
+    ScopeRepo,
+    WebFolder,
+    parse,
+    without_credentials,
+)
 from matrixinfer.downloader.errors import Cause, DownloadError
 
 
@@ -26,9 +35,11 @@ def test_known_forms(uri: str, location: object) -> None:
     assert parse(uri) == location
 
 
-@pytest.mark.parametrize("uri", ["gs://bucket/x", "https://host/x", "org/name", "oci://x", ""])
+@pytest.mark.parametrize("uri", ["gs://bucket/x", "org/name", "oci://x", ""])
 def test_an_unknown_scheme_is_refused_with_the_known_ones(uri: str) -> None:
-    with pytest.raises(DownloadError, match=r"hf://, s3://, obs://, pvc://, file://") as caught:
+    with pytest.raises(
+        DownloadError, match=r"hf://, s3://, obs://, ms://, http://, https://, pvc://, file://"
+    ) as caught:
         parse(uri)
     assert caught.value.cause is Cause.BAD_REQUEST
 
@@ -69,3 +80,20 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
 @pytest.mark.parametrize("uri", ["hf://name@main", "hf://org/name@main", "s3://bucket/a@b", "file:///x"])
 def test_what_is_no_credential_is_shown(uri: str) -> None:
     assert without_credentials(uri) == uri
+
+
+def test_a_repository_of_modelscope_and_its_revision() -> None:
+    assert parse("ms://org/name@v1") == ScopeRepo("org/name", "v1")
+
+
+def test_a_folder_of_a_web_server() -> None:
+    assert parse("https://host:8443/a/b/") == WebFolder("https://host:8443/a/b")
+
+
+@pytest.mark.parametrize(
+    "uri", ["http://", "https:///x", "http://u:p@host/x", "http://host/x?token=1", "http://host/../x"]
+)
+def test_web_addresses_that_could_mean_anything_are_refused(uri: str) -> None:
+    with pytest.raises(DownloadError) as caught:
+        parse(uri)
+    assert caught.value.cause is Cause.BAD_REQUEST

@@ -6,7 +6,7 @@ client libraries of the sources are imported when their source is: each takes mo
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, assert_never
@@ -14,11 +14,23 @@ from typing import TYPE_CHECKING, assert_never
 from prometheus_client import REGISTRY
 
 from matrixinfer.downloader import termination
-from matrixinfer.downloader.cli import FetchArguments
+from matrixinfer.downloader.archive import export_model, import_model
+from matrixinfer.downloader.blocking import in_thread
+from matrixinfer.downloader.cli import ExportArguments, FetchArguments, ImportArguments
 from matrixinfer.downloader.core.manifest import Ready
 from matrixinfer.downloader.core.report import Recorded, Report, sentence
 from matrixinfer.downloader.core.request import Request
-from matrixinfer.downloader.core.uri import Bucket, Claim, Folder, HubRepo, Location, parse, without_credentials
+from matrixinfer.downloader.core.uri import (
+    Bucket,
+    Claim,
+    Folder,
+    HubRepo,
+    Location,
+    ScopeRepo,
+    WebFolder,
+    parse,
+    without_credentials,
+)
 from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.fetch import Limits, Tools, fetch
 from matrixinfer.downloader.lock import kernel
@@ -26,9 +38,13 @@ from matrixinfer.downloader.metrics import ProgressCollector
 from matrixinfer.downloader.progress import Phase, View
 from matrixinfer.downloader.settings import DownloaderSettings
 from matrixinfer.downloader.sources.file import local_source
+from matrixinfer.downloader.sources.modelscope import ModelScopeSource
 from matrixinfer.downloader.sources.pvc import claim_source
 from matrixinfer.downloader.sources.s3 import S3Access, S3Source
 from matrixinfer.downloader.sources.source import Source
+from matrixinfer.downloader.sources.web import WebAccess
+from matrixinfer.downloader.sources.website import WebsiteSource
+from matrixinfer.downloader.versions import VersionLinks
 from matrixinfer.downloader.wire.credentials import credentials
 from matrixinfer.service.clock import monotonic, utcnow
 from matrixinfer.service.exits import Exit
@@ -48,8 +64,30 @@ _OUTCOME_SECONDS = 15.0
 _LAST_WORD_SECONDS = 3.0
 
 
-async def main(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: FetchArguments) -> None:
-    """Fetch once; returns when READY is there, raises Exit with the code of the cause when it will not be."""
+async def main(
+    lifecycle: Lifecycle,
+    settings: DownloaderSettings,
+    arguments: FetchArguments | ExportArguments | ImportArguments,
+) -> None:
+    """Do what the arguments say; raises Exit with the code of the cause when that cannot be done."""
+    if isinstance(arguments, FetchArguments):
+        await _fetch_once(lifecycle, settings, arguments)
+        return
+    lifecycle.ready_when("running", lambda: True)
+    try:
+        ready = await in_thread(partial(_carry, arguments), name="archive")
+    except DownloadError as exc:
+        raise Exit(exc.exit_code, f"{exc.cause}: {exc.message}") from exc
+    log.info("model_carried", source=ready.source, digest=ready.digest, bytes=ready.total_bytes)
+
+
+def _carry(arguments: ExportArguments | ImportArguments) -> Ready:
+    if isinstance(arguments, ExportArguments):
+        return export_model(arguments.model, arguments.archive)
+    return import_model(arguments.archive, arguments.cache, arguments.output)
+
+
+async def _fetch_once(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: FetchArguments) -> None:
     tools = Tools(pod=settings.pod_name or os.uname().nodename, now=utcnow, monotonic=monotonic, node=kernel())
     REGISTRY.register(ProgressCollector(tools.progress))
     lifecycle.ready_when("running", lambda: True)
@@ -75,9 +113,21 @@ async def main(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: Fe
 
 def open_source(location: Location, settings: DownloaderSettings, *, recorded_revision: str) -> Source:
     """Return the source that a location means; the revision this version was recorded with goes before any other."""
+    if settings.offline and not isinstance(location, Claim | Folder):
+        raise DownloadError(
+            Cause.UNREACHABLE, "this process is told to stay offline, and the model is not in the cache; import it"
+        )
     match location:
         case HubRepo():
             return _hub(location, settings, recorded_revision)
+        case ScopeRepo():
+            token = settings.ms_token.get_secret_value()
+            repo = ScopeRepo(location.repo, location.revision or settings.ms_revision)
+            access = _web_access(settings, {"Cookie": f"m_session_id={token}"} if token else {})
+            return ModelScopeSource(repo, settings.ms_endpoint, access)
+        case WebFolder():
+            token = settings.http_token.get_secret_value()
+            return WebsiteSource(location, _web_access(settings, {"Authorization": f"Bearer {token}"} if token else {}))
         case Bucket():
             return _bucket(location, settings)
         case Claim():
@@ -91,6 +141,8 @@ def open_source(location: Location, settings: DownloaderSettings, *, recorded_re
 async def _fetch(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: FetchArguments, tools: Tools) -> Ready:
     async with _reporter(settings, arguments) as reporter:
         recorded = await reporter.recorded() if reporter else Recorded()
+        if reporter and arguments.cache:
+            await _forget(arguments, reporter)
         try:
             ready = await _watched(lifecycle, settings, arguments, tools, reporter, recorded)
         except DownloadError as exc:
@@ -101,6 +153,17 @@ async def _fetch(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: 
         if reporter:
             await reporter.outcome(_report(tools), seconds=_outcome_seconds(lifecycle))
         return ready
+
+
+async def _forget(arguments: FetchArguments, reporter: "StatusReporter") -> None:
+    """Remove the links of versions that exist no more: what nothing else refers to may then go when room is needed."""
+    if arguments.cache is None:
+        return
+    links = VersionLinks(arguments.cache, arguments.namespace)
+    names = [name for name in await in_thread(links.names, name="links") if name != arguments.model_version]
+    for name in await reporter.gone(names):
+        await in_thread(partial(links.remove, name), name="links")
+        log.info("links_removed", version=name, reason="the ModelVersion exists no more")
 
 
 async def _watched(
@@ -133,6 +196,7 @@ async def _watched(
         lock_wait_seconds=settings.lock_wait_seconds,
         lock_patience_seconds=settings.lock_patience_seconds,
         reserve_bytes=settings.reserve_bytes,
+        high_water_percent=settings.high_water_percent,
     )
     opened = partial(open_source, location, settings, recorded_revision=recorded.revision)
     outcome: Ready | DownloadError
@@ -199,7 +263,7 @@ def _outcome_seconds(lifecycle: Lifecycle) -> float:
 
 @asynccontextmanager
 async def _reporter(settings: DownloaderSettings, arguments: FetchArguments) -> AsyncIterator["StatusReporter | None"]:
-    if not arguments.model_version:
+    if not arguments.model_version or settings.offline:
         yield None
         return
     # Loaded here because the API's client takes a second and 60 MB, and only a version has a status.
@@ -224,6 +288,16 @@ def _hub(location: HubRepo, settings: DownloaderSettings, recorded_revision: str
             ca_bundle=settings.ca_bundle,
             redirect_hosts=settings.redirect_hosts,
         ),
+    )
+
+
+def _web_access(settings: DownloaderSettings, headers: Mapping[str, str]) -> WebAccess:
+    return WebAccess(
+        headers=headers,
+        ca_bundle=settings.ca_bundle,
+        connect_seconds=settings.connect_seconds,
+        read_seconds=settings.read_seconds,
+        redirect_hosts=settings.redirect_hosts,
     )
 
 

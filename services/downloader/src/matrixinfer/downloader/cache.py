@@ -19,19 +19,25 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
+from matrixinfer.downloader.core.evict import Shelved, to_evict
 from matrixinfer.downloader.core.manifest import READY_NAME, WORK_PREFIX, Ready, SourceFile, VerifiedFile
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.verify import Algorithm
 from matrixinfer.downloader.errors import Cause, DownloadError
+from matrixinfer.downloader.lock import Lock, is_held, try_hold
 from matrixinfer.downloader.publication import read_publication, write_lasting
 from matrixinfer.downloader.workspace import Workspace, fsync_folder, prepare_cache, remove_tries, volume_errors
+from matrixinfer.service.logging import get_logger
 
 __all__ = ["Cache"]
+
+log = get_logger("cache")
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NO_HARD_LINK = frozenset((errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV, errno.EACCES))
@@ -65,7 +71,28 @@ class Cache:
         with volume_errors(request.output):
             self._point(ready.digest)
             self._used(ready.digest)
-        return ready
+        # Somebody who makes room looks for links after it moved a model away, and this looks for the model after the
+        # link was made: one of the two sees the other.
+        return ready if self._model(ready.digest) else None
+
+    @property
+    def gate(self) -> Path:
+        """The lock of those who make room in this cache."""
+        return self._own / "evicting"
+
+    def make_room(self, missing_bytes: int, kept: Collection[str], *, pod: str, node: str) -> int:
+        """Remove blobs of no model, then models that no link leads to, unless another download is under way."""
+        lock = try_hold(self.gate, pod=pod, node=node)
+        if lock is None:
+            return 0
+        try:
+            if any(is_held(work / "holders", node) for work in self._own.iterdir() if work != self.workspace.work):
+                # What it found here it counts on.
+                return 0
+            with volume_errors(self._root):
+                return self._evict(missing_bytes, kept, lock)
+        finally:
+            lock.release()
 
     def adopted(self) -> Ready | None:
         """Link the files of an older layout into the cache: a folder with READY where there is a link now."""
@@ -113,6 +140,63 @@ class Cache:
             self._used(ready.digest)
             remove_tries(self._root / "blobs")
             self.workspace.clear()
+
+    def _evict(self, missing_bytes: int, kept: Collection[str], lock: Lock) -> int:
+        models, links = self._shelved(), self._linked()
+        blobs = {entry.name: entry.stat().st_size for entry in os.scandir(self._root / "blobs") if entry.is_file()}
+        named = {*kept, *(blob for model in models for blob in model.blobs)}
+        loose = {blob: size for blob, size in blobs.items() if blob not in named}
+        models = [replace(model, is_referenced=model.digest in links) for model in models]
+        evicted = to_evict(models, loose, missing_bytes, {self._request.expected_digest})
+        freed = 0
+        for digest in evicted:
+            lock.beat()
+            aside = self.workspace.work / f"old-{uuid.uuid4().hex[:12]}"
+            self._folder(digest).rename(aside)
+            if digest in self._linked():
+                aside.rename(self._folder(digest))
+                continue
+            shutil.rmtree(aside, ignore_errors=True)
+            log.info("model_evicted", digest=digest)
+        staying = {*kept, *(blob for model in self._shelved() for blob in model.blobs)}
+        for blob, size in blobs.items():
+            if blob not in staying:
+                lock.beat()
+                self._blob(blob).unlink(missing_ok=True)
+                freed += size
+        log.info("room_made", freed_bytes=freed, wanted_bytes=missing_bytes, models=len(evicted), loose=len(loose))
+        return freed
+
+    def _shelved(self) -> list[Shelved]:
+        """The models of the cache; what is no complete model holds nothing."""
+        found = []
+        for folder in (self._root / "models").iterdir():
+            digest = f"sha256:{folder.name}"
+            used = folder.stat().st_mtime
+            ready = self._model(digest)
+            contents = {file.sha256: file.size for file in ready.files} if ready else {}
+            found.append(Shelved(digest, contents, used, is_referenced=False))
+        return found
+
+    def _linked(self) -> set[str]:
+        """Digests that a link leads to: any link in the cache, and those outside that were ever made."""
+        ours = {self._root / "blobs", self._root / "models", self._own}
+        found: set[str] = set()
+        for here, folders, files in os.walk(self._root):
+            if Path(here) == self._root:
+                folders[:] = [name for name in folders if self._root / name not in ours]
+            links = (Path(here, name) for name in (*folders, *files))
+            found.update(self._digest_of(link) for link in links if link.is_symlink())
+        outside = self._own / "outside"
+        for note in outside.iterdir() if outside.is_dir() else ():
+            path, _, digest = note.read_text().partition("\n")
+            # A path that cannot be seen from here may be seen from elsewhere.
+            if not os.path.lexists(path) or self._digest_of(Path(path)) == digest:
+                found.add(digest)
+        return found
+
+    def _digest_of(self, link: Path) -> str:
+        return f"sha256:{link.readlink().name}" if link.is_symlink() else ""
 
     def _blob(self, sha256: str) -> Path:
         return self._root / "blobs" / sha256
@@ -173,6 +257,10 @@ class Cache:
         elif output.exists():
             self._give_way(output)
         output.parent.mkdir(parents=True, exist_ok=True)
+        if not inside:
+            note = self._own / "outside" / sha256(str(output).encode()).hexdigest()[:32]
+            note.parent.mkdir(exist_ok=True)
+            write_lasting(note, f"{output}\n{digest}".encode(), by=self.workspace.work)
         link = output.with_name(f"{WORK_PREFIX}-{uuid.uuid4().hex[:12]}")
         link.symlink_to(wanted)
         link.replace(output)

@@ -12,7 +12,7 @@ from pathlib import Path
 from matrixinfer.downloader.core.uri import SCHEMES
 from matrixinfer.downloader.errors import EXIT_CODES
 
-__all__ = ["FetchArguments", "parse_arguments"]
+__all__ = ["ExportArguments", "FetchArguments", "ImportArguments", "parse_arguments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,24 @@ class FetchArguments:
     cache: Path | None = None
 
 
-def parse_arguments(argv: Sequence[str]) -> FetchArguments:
+@dataclass(frozen=True, slots=True)
+class ExportArguments:
+    """Arguments of `export`."""
+
+    model: Path
+    archive: Path
+
+
+@dataclass(frozen=True, slots=True)
+class ImportArguments:
+    """Arguments of `import`."""
+
+    archive: Path
+    cache: Path
+    output: Path
+
+
+def parse_arguments(argv: Sequence[str]) -> FetchArguments | ExportArguments | ImportArguments:
     """Read the command line; a wrong one ends the process with exit code 2 and a usage line on stderr."""
     parser = argparse.ArgumentParser(
         prog="matrixinfer-downloader",
@@ -36,9 +53,8 @@ def parse_arguments(argv: Sequence[str]) -> FetchArguments:
         epilog=f"Exit codes: 0 ready, 1 crashed, {_codes()}.",
         allow_abbrev=False,
     )
-    fetch = parser.add_subparsers(dest="command", required=True).add_parser(
-        "fetch", help="fetch, verify and publish one model", allow_abbrev=False
-    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    fetch = commands.add_parser("fetch", help="fetch, verify and publish one model", allow_abbrev=False)
     fetch.add_argument("--source", required=True, help=f"URI of the model: {', '.join(f'{s}://' for s in SCHEMES)}")
     fetch.add_argument("--output", required=True, type=Path, help="folder that shall hold the files and READY")
     fetch.add_argument(
@@ -50,7 +66,18 @@ def parse_arguments(argv: Sequence[str]) -> FetchArguments:
     fetch.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out")
     fetch.add_argument("--model-version", default="", metavar="NAME", help="ModelVersion to report to")
     fetch.add_argument("--namespace", default="", help="its namespace; the pod's own when left out")
+    out = commands.add_parser("export", help="write a model to a tar file", allow_abbrev=False)
+    out.add_argument("--model", required=True, type=Path, help="folder of the model, or a link to it")
+    out.add_argument("--archive", required=True, type=Path, help="file to write")
+    into = commands.add_parser("import", help="bring a model from a tar file into a cache", allow_abbrev=False)
+    into.add_argument("--archive", required=True, type=Path, help="file that `export` wrote")
+    into.add_argument("--cache", required=True, type=Path, help="folder that keeps files by content")
+    into.add_argument("--output", required=True, type=Path, help="what becomes a link to the model")
     given = parser.parse_args(argv)
+    if given.command == "export":
+        return ExportArguments(given.model.absolute(), given.archive.absolute())
+    if given.command == "import":
+        return ImportArguments(given.archive.absolute(), given.cache.absolute(), given.output.absolute())
     if given.namespace and not given.model_version:
         fetch.error("--namespace needs --model-version")
     return FetchArguments(

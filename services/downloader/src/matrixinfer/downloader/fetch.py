@@ -9,13 +9,15 @@ import asyncio
 import json
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 
 from matrixinfer.downloader.blocking import in_thread
 from matrixinfer.downloader.cache import Cache
+from matrixinfer.downloader.core.evict import room_to_make
 from matrixinfer.downloader.core.manifest import Listing, Ready, Selection, SourceFile, VerifiedFile, digest, select
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.room import Room, shortage
@@ -56,6 +58,7 @@ class Limits:
     lock_wait_seconds: float = 3600.0
     lock_patience_seconds: float = 12.0
     reserve_bytes: int = 64 << 20
+    high_water_percent: int = 90
 
     def patience(self, progress: Progress) -> Patience:
         """How often to try again."""
@@ -111,6 +114,7 @@ async def fetch(request: Request, open_source: Callable[[], Source], limits: Lim
         waiting=lambda holder: tools.progress.enter(Phase.WAITING, waits_for=_who(shelf.workspace, holder)),
         lost=tools.overtaken,
     ) as lock:
+        await _pass(shelf.gate, limits, tools)
         # Whoever held the lock before may have done the work.
         if found := await _already(request, shelf.published) or await _already(request, shelf.adopted):
             return _answer(found, tools)
@@ -135,6 +139,24 @@ async def fetch(request: Request, open_source: Callable[[], Source], limits: Lim
 def open_shelf(request: Request) -> Shelf:
     """Return where the request is published; raises DownloadError when it cannot be written."""
     return Cache(request.cache, request) if request.cache else PlainFolder(request)
+
+
+async def _pass(gate: Path | None, limits: Limits, tools: Tools) -> None:
+    """Wait until nothing is evicted; from now on nothing will be, because whoever wants to sees our lock."""
+    if gate is None:
+        return
+    async with held(
+        gate,
+        pod=tools.pod,
+        node=tools.node,
+        wait_seconds=limits.lock_wait_seconds,
+        patience_seconds=limits.lock_patience_seconds,
+        monotonic=tools.monotonic,
+        pause=tools.pause,
+        waiting=lambda holder: tools.progress.enter(Phase.WAITING, waits_for=holder),
+        lost=lambda _: None,
+    ):
+        pass
 
 
 async def _already(request: Request, look: Callable[[], Ready | None]) -> Ready | None:
@@ -230,7 +252,7 @@ class _Missing:
         there = self._present(selection.files)
         missing = [file for file in selection.files if file.path not in there]
         staged = [StagedFile(file, self._shelf.workspace, self._limits.part_bytes) for file in missing]
-        self._check_room(staged)
+        self._check_room(staged, {file.sha256 for file in there.values()})
         limits, tools = self._limits, self._tools
         transfer = Transfer(
             self._source,
@@ -261,21 +283,34 @@ class _Missing:
             log.info("files_shared", files=len(there), bytes=sum(found.size for found in there.values()))
         return there
 
-    def _check_room(self, staged: Sequence[StagedFile]) -> None:
+    def _check_room(self, staged: Sequence[StagedFile], kept: Collection[str]) -> None:
         noted = sum(file.noted_bytes() for file in staged)
         if noted:
             log.info("download_resumed", bytes=noted)
-        work = self._shelf.workspace.work
-        with volume_errors(work):
-            found = os.statvfs(work)
+        needed = sum(file.file.size for file in staged) - noted
+        limits, volume = self._limits, self._volume()
+        missing = room_to_make(
+            free_bytes=volume.f_bavail * volume.f_frsize,
+            total_bytes=volume.f_blocks * volume.f_frsize,
+            needed_bytes=needed,
+            reserve_bytes=limits.reserve_bytes,
+            high_water=limits.high_water_percent,
+        )
+        if missing and self._shelf.make_room(missing, kept, pod=self._tools.pod, node=self._tools.node):
+            volume = self._volume()
         problem = shortage(
-            Room(found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None),
-            needed_bytes=sum(file.file.size for file in staged) - noted,
+            Room(volume.f_bavail * volume.f_frsize, volume.f_favail if volume.f_files else None),
+            needed_bytes=needed,
             needed_files=len(staged),
             reserve_bytes=self._limits.reserve_bytes,
         )
         if problem:
             raise DownloadError(Cause.NO_SPACE, problem)
+
+    def _volume(self) -> os.statvfs_result:
+        work = self._shelf.workspace.work
+        with volume_errors(work):
+            return os.statvfs(work)
 
     def _tell_waiters(self) -> None:
         now = self._tools.monotonic()

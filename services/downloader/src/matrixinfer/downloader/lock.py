@@ -27,7 +27,7 @@ from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.workspace import volume_errors
 from matrixinfer.service.logging import get_logger
 
-__all__ = ["Lock", "held", "kernel"]
+__all__ = ["Lock", "held", "is_held", "kernel", "try_hold"]
 
 log = get_logger("lock")
 
@@ -132,6 +132,18 @@ async def held(
         beating.cancel()
         await asyncio.wait((beating,))
         lock.release()
+
+
+def try_hold(folder: Path, *, pod: str, node: str) -> Lock | None:
+    """Hold a lock that is free, or whose holder is known to be dead; None otherwise. Blocking, for short work."""
+    found = _look(folder, node)
+    generation = judge(found, None, 0.0, patience_seconds=1.0)
+    return _begin(folder, generation, {"pod": pod, "kernel": node}) if generation is not None else None
+
+
+def is_held(folder: Path, node: str) -> bool:
+    """True unless the lock is free, or its holder is known to be dead."""
+    return folder.is_dir() and judge(_look(folder, node), None, 0.0, patience_seconds=1.0) is None
 
 
 async def _beat(lock: Lock, lost: Callable[[DownloadError], None]) -> None:

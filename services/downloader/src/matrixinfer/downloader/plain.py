@@ -26,6 +26,12 @@ class PlainFolder:
         self._request = request
         self._output = request.output
 
+    gate = None
+
+    def make_room(self, *_: object, **__: object) -> int:
+        """Nothing can go: there is one model here."""
+        return 0
+
     def published(self) -> Ready | None:
         """Return what is published here when it answers the request."""
         found = read_publication(self._output)

@@ -8,7 +8,7 @@ several pods write the same fields. The trap: what is not readable or gone for g
 import asyncio
 import json
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
 from pathlib import Path
@@ -17,10 +17,13 @@ from typing import Final
 from matrixinfer.api.v1alpha1.kinds import MODEL_VERSION
 from matrixinfer.api.v1alpha1.modelversion import ModelVersionStatus
 from matrixinfer.downloader.core.report import Recorded, Report
+from matrixinfer.downloader.core.room import human_bytes
 from matrixinfer.downloader.core.status import next_status
 from matrixinfer.downloader.settings import DownloaderSettings
 from matrixinfer.kube.client import Client
 from matrixinfer.kube.errors import Conflict, Forbidden, Invalid, KubeError, NotFound, Unauthorized
+from matrixinfer.kube.events import EventRecorder, ObjectReference
+from matrixinfer.kube.plan import EventType, Note
 from matrixinfer.kube.resource import Json, Key, Resource
 from matrixinfer.service.clock import utcnow
 from matrixinfer.service.logging import get_logger
@@ -48,6 +51,8 @@ class StatusReporter:
         self._hopeless = False
         self._complained = False
         self._told: Report | None = None
+        self._uid = ""
+        self._events = EventRecorder(client, FIELD_MANAGER, deadline_seconds=_CALL_SECONDS)
 
     async def recorded(self) -> Recorded:
         """Return revision and digest that an earlier download of this version found."""
@@ -57,6 +62,19 @@ class StatusReporter:
             self._complain(exc)
             return Recorded()
         return Recorded(status.resolved_revision or "", status.digest or "")
+
+    async def gone(self, names: Sequence[str]) -> Sequence[str]:
+        """Return which of these versions of the namespace exist no more; nothing when that cannot be found out."""
+        found: list[str] = []
+        for name in names:
+            try:
+                await self._client.get(_RESOURCE, Key(self._key.namespace, name), deadline_seconds=_CALL_SECONDS)
+            except NotFound:
+                found.append(name)
+            except KubeError as exc:
+                log.warning("versions_unknown", reason=str(exc))
+                return ()
+        return found
 
     async def progress(self, report: Report) -> None:
         """Write where the download is, unless that is what was written last; the caller keeps the pace."""
@@ -69,6 +87,7 @@ class StatusReporter:
             async with asyncio.timeout(seconds):
                 for pause in _PAUSES:
                     if await self._tell(report) or self._hopeless:
+                        await self._events.flush()
                         return
                     await asyncio.sleep(pause)
         except TimeoutError:
@@ -105,10 +124,13 @@ class StatusReporter:
         await self._client.apply(
             _RESOURCE, manifest, field_manager=FIELD_MANAGER, subresource="status", deadline_seconds=_CALL_SECONDS
         )
+        if (note := _note(report)) is not None:
+            self._events.record(ObjectReference(_RESOURCE, self._key, self._uid), note)
 
     async def _read(self) -> tuple[ModelVersionStatus, int, str]:
         found = await self._client.get(_RESOURCE, self._key, deadline_seconds=_CALL_SECONDS)
         metadata = found.get("metadata") or {}
+        self._uid = str(metadata.get("uid") or "")
         status = ModelVersionStatus.model_validate(found.get("status") or {})
         return status, int(metadata.get("generation") or 0), str(metadata.get("resourceVersion") or "")
 
@@ -158,6 +180,16 @@ def _namespace(settings: DownloaderSettings) -> str:
         return (settings.service_account_dir / "namespace").read_text().strip()
     except OSError:
         return settings.namespace
+
+
+def _note(report: Report) -> Note | None:
+    """The event of an outcome; progress is none."""
+    if report.cause:
+        return Note(report.cause, f"{report.pod}: {report.message}", EventType.WARNING)
+    if report.digest:
+        size = human_bytes(report.total_bytes)
+        return Note("Downloaded", f"{report.pod}: {report.file_count} files, {size}, verified as {report.digest}")
+    return None
 
 
 def kubeconfig_of_token(folder: Path, host: str, port: str) -> str:

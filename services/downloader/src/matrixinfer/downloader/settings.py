@@ -36,11 +36,15 @@ class DownloaderSettings(ServiceSettings):
         12.0, ge=1, description="A holder of another node that shows no life for so long is taken for dead."
     )
     reserve_bytes: int = Field(64 << 20, ge=0, description="Bytes that must stay free on the volume.")
+    high_water_percent: int = Field(
+        90, ge=1, le=100, description="Above this share of the volume, models of a cache that nothing uses go first."
+    )
     report_seconds: float = Field(2.0, ge=2, description="Least time between two reports of progress.")
     log_seconds: float = Field(10.0, gt=0, description="Time between two log lines of progress.")
     redirect_hosts: tuple[str, ...] = Field(
         DEFAULT_HOSTS, description="Hosts, as globs in a JSON list, that a source may send us to."
     )
+    offline: bool = Field(default=False, description="Connect to nothing: use what the cache holds, or fail at once.")
     claims_dir: Path = Field(Path("/claims"), description="Claim NAME of pvc://NAME/... is mounted at claims_dir/NAME.")
     termination_log: Path = Field(Path("/dev/termination-log"), description="Where the outcome is written.")
     service_account_dir: Path = Field(
@@ -80,6 +84,14 @@ class DownloaderSettings(ServiceSettings):
     hf_revision: str = Field(
         "", validation_alias=AliasChoices("HF_REVISION"), description="Revision when the source names none."
     )
+    ms_endpoint: str = Field("", validation_alias=AliasChoices("MS_ENDPOINT"), description="Address of ModelScope.")
+    ms_token: SecretStr = Field(SecretStr(""), validation_alias=AliasChoices("MS_TOKEN"), description="Its token.")
+    ms_revision: str = Field(
+        "", validation_alias=AliasChoices("MS_REVISION"), description="Revision when the source names none."
+    )
+    http_token: SecretStr = Field(
+        SecretStr(""), validation_alias=AliasChoices("HTTP_TOKEN"), description="Bearer token of an http(s):// source."
+    )
     api_host: str = Field(
         "", validation_alias=AliasChoices("KUBERNETES_SERVICE_HOST"), description="API server, set by the kubelet."
     )
@@ -90,5 +102,5 @@ class DownloaderSettings(ServiceSettings):
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every credential, so that logs can mask them."""
-        held = (self.access_key, self.secret_key, self.session_token, self.hf_token)
+        held = (self.access_key, self.secret_key, self.session_token, self.hf_token, self.ms_token, self.http_token)
         return tuple(value for secret in held if (value := secret.get_secret_value()))

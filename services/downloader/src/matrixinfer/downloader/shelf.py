@@ -3,6 +3,8 @@
 Everything here blocks, and all but `published` is called by the one process that holds the lock.
 """
 
+from collections.abc import Collection
+from pathlib import Path
 from typing import Protocol
 
 from matrixinfer.downloader.core.manifest import Ready, SourceFile, VerifiedFile
@@ -17,6 +19,15 @@ class Shelf(Protocol):
     @property
     def workspace(self) -> Workspace:
         """Where its files grow."""
+        ...
+
+    @property
+    def gate(self) -> Path | None:
+        """A lock to pass through once the own one is held: nothing is evicted meanwhile. None where nothing ever is."""
+        ...
+
+    def make_room(self, missing_bytes: int, kept: Collection[str], *, pod: str, node: str) -> int:
+        """Remove what nothing refers to, oldest use first, but no content of `kept`; returns the bytes freed."""
         ...
 
     def published(self) -> Ready | None:

@@ -10,9 +10,20 @@ from typing import TypeAlias
 
 from matrixinfer.downloader.errors import Cause, DownloadError
 
-__all__ = ["SCHEMES", "Bucket", "Claim", "Folder", "HubRepo", "Location", "parse", "without_credentials"]
+__all__ = [
+    "SCHEMES",
+    "Bucket",
+    "Claim",
+    "Folder",
+    "HubRepo",
+    "Location",
+    "ScopeRepo",
+    "WebFolder",
+    "parse",
+    "without_credentials",
+]
 
-SCHEMES = ("hf", "s3", "obs", "pvc", "file")
+SCHEMES = ("hf", "s3", "obs", "ms", "http", "https", "pvc", "file")
 """The schemes that can be fetched from."""
 
 _REPO = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
@@ -27,6 +38,21 @@ class HubRepo:
 
     repo: str
     revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScopeRepo:
+    """A model repository of ModelScope; `revision` is empty for the default branch."""
+
+    repo: str
+    revision: str
+
+
+@dataclass(frozen=True, slots=True)
+class WebFolder:
+    """A folder of a web server that has a manifest, or the manifest itself; without a slash at the end."""
+
+    url: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +79,7 @@ class Folder:
     path: str
 
 
-Location: TypeAlias = HubRepo | Bucket | Claim | Folder
+Location: TypeAlias = HubRepo | ScopeRepo | WebFolder | Bucket | Claim | Folder
 
 
 def parse(uri: str) -> Location:
@@ -64,13 +90,18 @@ def parse(uri: str) -> Location:
         shown = f"{scheme}://" if separator else "a source without scheme"
         raise _bad(f"{shown} is not supported; use one of {known}")
     authority = rest.split("/", 1)[0]
-    if "@" in authority and scheme != "hf":
+    if "@" in authority and scheme not in ("hf", "ms"):
         raise _bad("a source must not carry credentials; give them through the environment, from a Secret")
     if any(ord(character) < 32 for character in rest):
         raise _bad("a source must not hold control characters")
     match scheme:
         case "hf":
             return _hub(rest)
+        case "ms":
+            repo = _hub(rest, scheme)
+            return ScopeRepo(repo.repo, repo.revision)
+        case "http" | "https":
+            return _web(scheme, rest)
         case "s3" | "obs":
             return _bucket(scheme, rest)
         case "pvc":
@@ -85,17 +116,28 @@ def without_credentials(uri: str) -> str:
     authority, slash, path = rest.partition("/")
     user, at, host = authority.rpartition("@")
     # hf://name@revision has no user part; one with a password in it is not a revision.
-    return f"{scheme}{separator}{host}{slash}{path}" if at and (scheme != "hf" or ":" in user) else uri
+    return f"{scheme}{separator}{host}{slash}{path}" if at and (scheme not in ("hf", "ms") or ":" in user) else uri
 
 
-def _hub(rest: str) -> HubRepo:
+def _web(scheme: str, rest: str) -> WebFolder:
+    host, _, path = rest.partition("/")
+    if not host or "?" in rest or "#" in rest:
+        raise _bad(f"{scheme}:// needs a host and a folder, without a query; write {scheme}://host/folder")
+    inner = _inner(path)
+    return WebFolder(f"{scheme}://{host}" + (f"/{inner}" if inner else ""))
+
+
+def _hub(rest: str, scheme: str = "hf") -> HubRepo:
     if ":" in rest.split("/", 1)[0]:
-        raise _bad("a source must not carry credentials; give HF_TOKEN through the environment, from a Secret")
+        raise _bad("a source must not carry credentials; give the token through the environment, from a Secret")
     repo, at, revision = rest.strip("/").partition("@")
     if not _REPO.fullmatch(repo) or ".." in repo:
-        raise _bad(f"hf://{repo} names no repository; write hf://organisation/name or hf://organisation/name@revision")
+        raise _bad(
+            f"{scheme}://{repo} names no repository; "
+            f"write {scheme}://organisation/name or {scheme}://organisation/name@revision"
+        )
     if at and (not _REVISION.fullmatch(revision) or ".." in revision):
-        raise _bad(f"the revision {revision!r} is not a branch, tag or commit; write hf://{repo}@revision")
+        raise _bad(f"the revision {revision!r} is not a branch, tag or commit; write {scheme}://{repo}@revision")
     return HubRepo(repo, revision)
 
 
