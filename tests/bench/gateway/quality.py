@@ -36,7 +36,7 @@ from xxhash import xxh3_64_intdigest
 from matrixinfer.enginesim.kvcache import BlockPool
 from matrixinfer.enginesim.scheduler import Job, Pace, Scheduler, Step
 from matrixinfer.gateway.board import Claim, LoadBoard
-from matrixinfer.gateway.core.load import EngineLoads, EngineReport, still_to_come
+from matrixinfer.gateway.core.load import Burden, EngineLoads, EngineReport, progress
 from matrixinfer.gateway.core.prompt import Prompt, read_prompt
 from matrixinfer.gateway.core.schedule.framework import Refused, View, decide
 from matrixinfer.gateway.core.schedule.profiles import profile_of
@@ -323,23 +323,24 @@ class Ours:
         self._row, self._engines = board.row(0), board.engine_cells()
         self._placer = Placer(Pool.of(server), board, prefixes, lambda: self._now)
         self._now, self._seed = 0.0, seed
-        self._claims: dict[int, Claim] = {}
+        self._claims: dict[int, tuple[Claim, Burden]] = {}
 
     def choose(self, ask: Ask, now: float) -> int:
         self._now = now
         placed = self._placer.place(f"{self._seed}-{id(ask)}-{ask.number}", ask.prompt, len(ask.body), model="m")
         assert isinstance(placed, Placement)
-        self._claims[id(ask)] = self._row.enter(placed.endpoint.slot, placed.burden)
+        self._claims[id(ask)] = self._row.enter(placed.endpoint.slot, placed.burden), placed.burden
         return placed.decision.position
 
     def first_token(self, ask: Ask, engine: int) -> None:
-        self._claims[id(ask)].prefilled()
+        self._claims[id(ask)][0].prefilled()
 
     def written(self, ask: Ask, tokens: int) -> None:
-        self._claims[id(ask)].expect(still_to_come(ask.answer, tokens))
+        claim, laid = self._claims[id(ask)]
+        claim.expect(progress(laid, streams=True, pieces=tokens, seconds=0.0).decode_tokens)
 
     def ended(self, ask: Ask, engine: int) -> None:
-        self._claims.pop(id(ask)).end()
+        self._claims.pop(id(ask))[0].end()
 
     def scraped(self, reports: Sequence[Report], now: float) -> None:
         for slot, report in enumerate(reports):
