@@ -54,7 +54,7 @@ async def main(lifecycle: Lifecycle, settings: GatewaySettings) -> None:
     tls = _certificate(settings)
     count = worker_count(settings.workers)
     try:
-        sockets = listeners(settings.host, settings.port, count)
+        sockets = listeners(settings.host, settings.port, count, lost_seconds=settings.write_stall_seconds)
     except OSError as exc:
         address = f"{settings.host}:{settings.port}"
         raise Exit(ExitCode.MISCONFIGURED, f"the address {address} cannot be used: {exc.strerror}") from exc

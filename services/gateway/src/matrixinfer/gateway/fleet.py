@@ -50,8 +50,11 @@ _RESTART_SECONDS = (0.0, 0.1, 0.5, 1.0, 2.0, 5.0)
 _HEALTHY_SECONDS = 10.0
 
 
-def listeners(host: str, port: int, count: int) -> list[socket.socket]:
-    """Return `count` sockets bound to the same address; with port 0 the first one chooses. Raises OSError."""
+def listeners(host: str, port: int, count: int, *, lost_seconds: float = 60.0) -> list[socket.socket]:
+    """Return `count` sockets bound to the same address; with port 0 the first one chooses. Raises OSError.
+
+    A client that acknowledges nothing for `lost_seconds` is lost.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     made: list[socket.socket] = []
     try:
@@ -59,6 +62,7 @@ def listeners(host: str, port: int, count: int) -> list[socket.socket]:
             made.append(socket.socket(family, socket.SOCK_STREAM))
             made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made[-1].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            _notice_lost_clients(made[-1], int(lost_seconds))
             made[-1].bind((host, port))
             port = made[-1].getsockname()[1]
     except OSError:
@@ -66,6 +70,18 @@ def listeners(host: str, port: int, count: int) -> list[socket.socket]:
             listener.close()
         raise
     return made
+
+
+def _notice_lost_clients(listener: socket.socket, seconds: int) -> None:
+    """Have every connection end that leads nowhere: a client without power sends no farewell, and its answer would keep
+    an engine at work. Linux hands these options on to what a listener accepts.
+    """
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, max(1, seconds // 2))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(1, seconds // 6))
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3)
+    # Without it the kernel goes on sending for a quarter of an hour.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, max(1, seconds) * 1000)
 
 
 @dataclass(slots=True)
