@@ -35,12 +35,10 @@ def smollm2() -> Path:
     return next(Path(str(file.locate())) for file in found if file.suffix == ".gguf")
 
 
-pytestmark = [
-    pytest.mark.skipif(
-        importlib.util.find_spec("xllamacpp") is None, reason=f"the engine xllamacpp is not installed: {HOW}"
-    ),
-    pytest.mark.timeout(120),
-]
+needs_llamacpp = pytest.mark.skipif(
+    importlib.util.find_spec("xllamacpp") is None, reason=f"the engine xllamacpp is not installed: {HOW}"
+)
+pytestmark = [needs_llamacpp, pytest.mark.timeout(120)]
 
 
 def free_port() -> int:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from matrixinfer.gateway.board import Claim, LoadBoard
 from matrixinfer.gateway.core.load import EngineReport
@@ -155,6 +156,22 @@ def test_only_what_is_not_cached_has_to_be_read(world: World) -> None:
     assert first.prefill_tokens > 900
     assert second.prefill_tokens < 200
     assert second.decode_tokens == 10
+
+
+def test_an_adapter_goes_where_the_engines_say_that_it_is_loaded(world: World) -> None:
+    endpoints = world.pool.server.endpoints
+    told = tuple(structs.replace(e, adapters=("lora",) if e.slot in (3, 5) else ()) for e in endpoints)
+    world.pool = Pool.of(structs.replace(world.pool.server, endpoints=told))
+    pods = {world.send(chat("x", system=str(i)), adapter="lora") for i in range(12) if not world.finish()}
+    assert len(pods) == 1
+    assert pods <= {"p3", "p5"}
+
+
+def test_an_adapter_that_every_engine_has_goes_where_it_was_used_last(world: World) -> None:
+    told = tuple(structs.replace(e, adapters=("lora",)) for e in world.pool.server.endpoints)
+    world.pool = Pool.of(structs.replace(world.pool.server, endpoints=told))
+    pods = {world.send(chat("x", system=str(i)), adapter="lora") for i in range(12) if not world.finish()}
+    assert len(pods) == 1
 
 
 def test_an_adapter_goes_where_it_was_used(world: World) -> None:

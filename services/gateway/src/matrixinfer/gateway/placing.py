@@ -74,6 +74,11 @@ class Placer:
         self._uses_prefixes = any(name in _ASKS_FOR_PREFIXES for name, _, _ in self._profile.scorers)
         self._pods = {endpoint.mark: endpoint.slot for endpoint in pool.candidates}
         self._positions = {endpoint.mark: i for i, endpoint in enumerate(pool.candidates)}
+        adapters = {name for endpoint in pool.candidates for name in endpoint.adapters}
+        self._loaded = {
+            name: frozenset(i for i, endpoint in enumerate(pool.candidates) if name in endpoint.adapters)
+            for name in adapters
+        }
         self._seeds: dict[tuple[str, str, str], tuple[int, int]] = {}
 
     def place(
@@ -116,7 +121,7 @@ class Placer:
             loads.decode_tokens,
             engines,
             self._cached(found, engines, prompt) if found.holdings else {},
-            self._with_adapter(at_adapter) if adapter else None,
+            self._with_adapter(adapter, at_adapter) if adapter else None,
             prompt.tokens,
             tried,
             ejected,
@@ -148,9 +153,16 @@ class Placer:
             seeds = self._seeds[names] = (seed_of(tenant, model, adapter), adapter_key(model, adapter))
         return seeds
 
-    def _with_adapter(self, found: Found) -> frozenset[int] | None:
-        """Where the adapter is; None when it is so common that it makes no difference."""
-        return None if found.common_blocks else frozenset(self._positions[mark] for mark in found.holdings)
+    def _with_adapter(self, adapter: str, found: Found) -> frozenset[int] | None:
+        """Where the adapter is; None when it is so common that it makes no difference.
+
+        Engines say who has it loaded; of those, the ones that were sent it lately have it at hand.
+        """
+        recent = None if found.common_blocks else frozenset(self._positions[mark] for mark in found.holdings)
+        loaded = self._loaded.get(adapter)
+        if loaded is None or len(loaded) == len(self._pool.candidates):
+            return recent
+        return (recent & loaded if recent is not None else None) or loaded
 
     def _cached(self, found: Found, engines: EngineLoads, prompt: Prompt) -> dict[int, int]:
         """Tokens by position, of those pods whose memory still has them."""
