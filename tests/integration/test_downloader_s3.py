@@ -503,6 +503,40 @@ def test_a_store_that_is_busy_for_a_while_is_waited_for(
     assert [line["event"] for line in download.lines].count("retrying") == 2
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "exit_code"),
+    [
+        (401, "InvalidAccessKeyId", 10),
+        (403, "AccessDenied", 10),
+        (404, "NoSuchKey", 11),
+        (416, "InvalidRange", 13),
+        (429, "SlowDown", 14),
+        (500, "InternalError", 14),
+    ],
+)
+def test_what_a_store_answers_has_its_exit_code(
+    start: Start, proxy: Proxy, bucket: str, tmp_path: Path, status: int, code: str, exit_code: int
+) -> None:
+    def answers(handler: ProxyHandler, *_: object) -> bool:
+        body = f"<Error><Code>{code}</Code></Error>".encode()
+        handler.answer(status, {"Content-Length": str(len(body)), "Content-Type": "application/xml"}, body)
+        return True
+
+    proxy.fault = answers
+    assert start(f"s3://{bucket}/m", tmp_path / "out").end()[0] == exit_code
+    assert not (tmp_path / "out" / "READY").exists()
+
+
+def test_a_store_that_leads_elsewhere_is_not_followed(start: Start, proxy: Proxy, bucket: str, tmp_path: Path) -> None:
+    def leads_away(handler: ProxyHandler, *_: object) -> bool:
+        handler.answer(307, {"Content-Length": "0", "Location": "http://127.0.0.2:9/steal"}, b"")
+        return True
+
+    proxy.fault = leads_away
+    code, message = start(f"s3://{bucket}/m", tmp_path / "out").end()
+    assert (code, message["cause"]) == (17, "RedirectRefused")
+
+
 def test_the_admin_port_shows_the_progress(start: Start, proxy: Proxy, bucket: str, tmp_path: Path) -> None:
     proxy.gate = gate = Gate(10)
     download = start(f"s3://{bucket}/m", tmp_path / "out")

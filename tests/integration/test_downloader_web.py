@@ -15,7 +15,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import pytest
 
 from matrixinfer.downloader.app import open_source
-from matrixinfer.downloader.core.manifest import Ready
+from matrixinfer.downloader.core.manifest import Ready, SourceFile
+from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.uri import parse
 from matrixinfer.downloader.errors import Cause, DownloadError
@@ -264,3 +265,25 @@ async def test_offline_nothing_is_connected_to(server: Server, tmp_path: Path) -
     await fetched(server, tmp_path / "m", offline=True)
     error = await refused(server, tmp_path / "n", offline=True)
     assert (error.exit_code, len(server.seen)) == (14, asked)
+
+
+async def test_ranges_of_seventy_gigabytes_are_asked_for_where_they_are(server: Server) -> None:
+    size = 70_000_000_000
+
+    def byte_of_place(handler: Handler) -> bool:
+        first, last = (int(n) for n in handler.headers["Range"].removeprefix("bytes=").split("-"))
+        body = bytes((first + index) // 1000 % 251 for index in range(last - first + 1))
+        handler.answer(206, body, {"Content-Range": f"bytes {first}-{last}/{size}"})
+        return True
+
+    server.fault = byte_of_place
+    source = open_source(
+        parse(f"http://{server.address}/models/m"), DownloaderSettings.model_validate({}), recorded_revision=""
+    )
+    huge = SourceFile("huge.safetensors", size, "v1")
+    for offset in (0, (1 << 31) - 500, (1 << 32) - 500, size - 1000):
+        buffer = memoryview(bytearray(4096))
+        with source.read(huge, Part(offset, 1000)) as body:
+            count = body.readinto(buffer)
+            assert body.readinto(buffer) == 0
+        assert bytes(buffer[:count]) == bytes((offset + index) // 1000 % 251 for index in range(1000))

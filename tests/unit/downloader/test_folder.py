@@ -1,6 +1,9 @@
 """Folders and claims as sources: what is inside is listed and read, what leads out is refused."""
 
+import fcntl
+import hashlib
 import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,6 +15,8 @@ from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.sources.file import local_source
 from matrixinfer.downloader.sources.folder import FolderSource
 from matrixinfer.downloader.sources.pvc import claim_source
+from matrixinfer.downloader.staging import StagedFile
+from matrixinfer.downloader.workspace import prepare
 
 
 @pytest.fixture
@@ -112,3 +117,39 @@ def test_a_local_folder_and_a_local_file(claims: Path) -> None:
     assert len(local_source(Folder(str(folder))).listing().files) == 2
     (file,) = local_source(Folder(str(folder / "config.json"))).listing().files
     assert file.path == "config.json"
+
+
+def test_without_shared_blocks_a_file_is_copied(claims: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> int:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(fcntl, "ioctl", refused)
+    source = claim_source(Claim("weights", "m"), claims)
+    file = next(file for file in source.listing().files if file.path == "sub/w.bin")
+    with (tmp_path / "made").open("w+b") as made:
+        assert not source.clone(file, made.fileno())
+
+
+def test_where_blocks_can_be_shared_nothing_is_read(
+    claims: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cloned(target: int, _request: int, source: int) -> int:
+        os.pwrite(target, os.pread(source, 1000, 0), 0)
+        return 0
+
+    monkeypatch.setattr(fcntl, "ioctl", cloned)
+    source = claim_source(Claim("weights", "m"), claims)
+    file = next(file for file in source.listing().files if file.path == "sub/w.bin")
+    staged = StagedFile(file, prepare(tmp_path / "out"), 10)
+    staged.open(lambda: False)
+    staged.clone(partial(source.clone, file))
+    assert staged.missing == ()
+    assert staged.finish().sha256 == hashlib.sha256(bytes(range(100))).hexdigest()
+
+
+def test_a_file_that_changed_since_it_was_listed_is_not_cloned(claims: Path, tmp_path: Path) -> None:
+    source = claim_source(Claim("weights", "m"), claims)
+    file = next(file for file in source.listing().files if file.path == "sub/w.bin")
+    (claims / "weights" / "m" / "sub" / "w.bin").write_bytes(b"other")
+    with (tmp_path / "made").open("w+b") as made:
+        assert not source.clone(file, made.fileno())

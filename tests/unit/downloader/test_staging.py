@@ -191,3 +191,28 @@ def test_engines_of_other_users_may_read_the_file(workspace: Workspace) -> None:
     staged = opened(workspace, file(b""))
     staged.finish()
     assert workspace.staged("sub/m.bin").stat().st_mode & 0o444 == 0o444
+
+
+def test_a_file_of_seventy_gigabytes_grows_by_ranges_and_is_taken_up_again(workspace: Workspace) -> None:
+    size, part_bytes = 70_000_000_000, 16 << 20
+    huge = SourceFile("huge.safetensors", size, "v1")
+    staged = StagedFile(huge, workspace, part_bytes)
+    staged.open(lambda: False)
+    parts = staged.missing
+    # The ends, and where 31 and 32 bits of an offset are used up.
+    chosen = [parts[0], parts[(1 << 31) // part_bytes], parts[(1 << 32) // part_bytes], parts[-1]]
+    content = memoryview(random.Random(8).randbytes(part_bytes))
+    for part in chosen:
+        writer = staged.begin_part(part)
+        writer.write(content[: part.length])
+        staged.end_part(writer)
+    staged.close()
+    on_disk = workspace.staged("huge.safetensors").stat()
+    assert on_disk.st_size == size
+    assert on_disk.st_blocks * 512 < 5 * part_bytes
+    again = StagedFile(huge, workspace, part_bytes)
+    assert again.noted_bytes() == sum(part.length for part in chosen)
+    again.open(lambda: False)
+    assert again.present_bytes == sum(part.length for part in chosen)
+    assert set(parts) - set(again.missing) == set(chosen)
+    again.close()

@@ -22,7 +22,7 @@ from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
 from matrixinfer.downloader.patience import Patience
 from matrixinfer.downloader.progress import Progress
 from matrixinfer.downloader.shelf import Shelf
-from matrixinfer.downloader.sources.source import Source
+from matrixinfer.downloader.sources.source import Cloning, Source
 from matrixinfer.downloader.staging import PartWriter, StagedFile
 from matrixinfer.service.logging import get_logger
 
@@ -179,6 +179,8 @@ class Transfer:
     def _begin(self, job: _File) -> None:
         staged = job.file
         staged.open(self._halt.is_set)
+        if isinstance(self._source, Cloning):
+            staged.clone(partial(self._source.clone, staged.file))
         self._progress.present(staged.present_bytes)
         missing = staged.missing
         if not missing:

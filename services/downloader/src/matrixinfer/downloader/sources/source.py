@@ -5,13 +5,13 @@ the same for all. All of it blocks, with a deadline on every wait, and is called
 """
 
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from matrixinfer.downloader.core.manifest import Listing, SourceFile
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.verify import Expected
 
-__all__ = ["Body", "Source"]
+__all__ = ["Body", "Cloning", "Source"]
 
 
 class Body(Protocol):
@@ -50,4 +50,13 @@ class Source(Protocol):
 
     def abort(self) -> None:
         """Wake up every thread that waits for the source: what it was doing is given up."""
+        ...
+
+
+@runtime_checkable
+class Cloning(Protocol):
+    """A source whose files may share their blocks with ours."""
+
+    def clone(self, file: SourceFile, descriptor: int) -> bool:
+        """Make the open, empty file have the content of `file` without copying; False where that cannot be done."""
         ...
