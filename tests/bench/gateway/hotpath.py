@@ -22,8 +22,10 @@ from tests.bench.gateway.bare_relay import Client, Engine, Relay
 from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
+from matrixinfer.gateway.health import HealthBoard
 from matrixinfer.gateway.ipc import Configure
 from matrixinfer.gateway.ledger import Ledger
+from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.terms import TrafficDefaults
 from matrixinfer.gateway.wire.pool import PoolLimits
 from matrixinfer.gateway.wire.server import InletLimits, _Connection
@@ -31,6 +33,7 @@ from matrixinfer.gateway.wire.upstream import UpstreamConnection
 from matrixinfer.gateway.worker import Worker
 
 _SLOTS = 1024
+_TABLE_BYTES = 1 << 22
 _WORDS = ("time", "year", "people", "way", "day", "man", "thing", "woman", "life", "child", "world", "school", "state")
 _BODY_END = b'"},"finish_reason":"stop"}],"usage":{"prompt_tokens":400,"completion_tokens":48,"total_tokens":448}}'
 _ANSWER = (
@@ -109,6 +112,14 @@ def worker(endpoints: int, connections: list[UpstreamConnection]) -> Worker:
         config=config,
         board=LoadBoard(LoadBoard.create(1, _SLOTS), 1, _SLOTS),
         ledger=Ledger(Ledger.create(1, _SLOTS), 1, _SLOTS),
+        prefixes=PrefixIndex(
+            PrefixIndex.create(workers=1, capacity=_SLOTS, table_bytes=_TABLE_BYTES),
+            worker=0,
+            workers=1,
+            capacity=_SLOTS,
+            table_bytes=_TABLE_BYTES,
+        ),
+        health=HealthBoard(HealthBoard.create(1, _SLOTS), 1, _SLOTS),
         listener=socket.socket(),
         access=AccessLog(os.open(os.devnull, os.O_WRONLY)),
     )
