@@ -56,4 +56,7 @@ def terms(
 
 
 def _first(*values: float | None) -> float:
-    return next(value for value in values if value is not None)
+    for value in values:
+        if value is not None:
+            return value
+    raise ValueError("none of them is set")

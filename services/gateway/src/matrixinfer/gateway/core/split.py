@@ -40,6 +40,8 @@ def choose_target(rule: Rule, number: float, can_serve: Callable[[Target], bool]
 
     None when nothing can. A target of weight 0 takes no share, also when it is the only healthy one.
     """
+    if len(rule.targets) == 1 and rule.targets[0].weight > 0 and can_serve(rule.targets[0]):
+        return rule.targets[0]
     able = [target for target in rule.targets if target.weight > 0 and can_serve(target)]
     position = weighted([target.weight for target in able], number)
     if position is not None:

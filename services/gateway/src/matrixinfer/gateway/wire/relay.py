@@ -77,6 +77,7 @@ class Relay:
         "_last",
         "_last_pieces",
         "_loop",
+        "_may_hold",
         "_observe_gap",
         "_opening",
         "_paused",
@@ -136,10 +137,13 @@ class Relay:
         self._connection = connection
         self._deadlines = deadlines
         self._opening = opening
-        self._held: Held | None = Held(0, (), None, bytearray()) if may_hold else None
+        self._may_hold = may_hold
+        self._held: Held | None = None
         self._started = self._last = loop.time()
         self._paused = False
-        self._timer = loop.call_at(self._due(), self._check)
+        # Armed for the shortest span there is, and moved when it fires: the head of an answer costs no timer.
+        first = min(self._started + deadlines.idle_seconds, self._due())
+        self._timer = loop.call_at(first, self._check)
 
     def start(self, data: bytes) -> None:
         """Send the request."""
@@ -163,16 +167,12 @@ class Relay:
     def head(self, status: int, headers: Headers, length: int | None) -> None:
         """Take the head: hold it, or write it to the client."""
         self._last, self._has_head = self._loop.time(), True
-        # The wait for the first byte is over, and the spans from here on are shorter.
-        self._timer.cancel()
-        self._timer = self._loop.call_at(self._due(), self._check)
         self.status = status
         self.content_type = header(headers, b"content-type") or b""
         kept = [*end_to_end(headers, drop=_DROPPED), *self.extra_headers]
-        if self._held is not None and status in HELD_STATUSES:
+        if self._may_hold and status in HELD_STATUSES:
             self._held = Held(status, kept, length, bytearray())
             return
-        self._held = None
         if status >= 300:
             self._opening = None
         if not is_event_stream(self.content_type):
