@@ -25,6 +25,7 @@ from matrixinfer.gateway.metrics import EngineReports, Traffic
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.reconcilers import FIELD_MANAGER
 from matrixinfer.gateway.settings import GatewaySettings
+from matrixinfer.gateway.shares import Shares
 from matrixinfer.gateway.statuswriter import StatusWriter
 from matrixinfer.gateway.waking import Waker
 from matrixinfer.gateway.wire.pool import PoolLimits, UpstreamPool, upstream_tls
@@ -117,8 +118,11 @@ async def _serve(
         if tls is not None:
             helpers.append(tasks.create_task(_watch_certificate(tls, settings.tls_reload_seconds), name="certificate"))
         if settings.write_status:
-            figures = TrafficFigures(fleet.traffic, view.routes, monotonic)
+            shares = Shares(client, settings.namespace, settings.pod_name or FIELD_MANAGER, monotonic)
+            figures = TrafficFigures(fleet.traffic, view.routes, monotonic, others=shares.others)
             writer = StatusWriter(client, cache, view, _election(settings), figures)
+            telling = shares.run(lambda: figures.own, lambda: writer.leading)
+            helpers.append(tasks.create_task(telling, name="shares"))
             lifecycle.debug_page("status-writer", lambda: {"leading": writer.leading})
             helpers.append(tasks.create_task(figures.run(writer.look_at), name="figures"))
             helpers.append(tasks.create_task(writer.run(lifecycle.stopping), name="status"))
