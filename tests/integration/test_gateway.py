@@ -211,7 +211,7 @@ async def test_routing_goes_on_without_the_api_server(world: World, gateway: Gat
 def test_a_model_without_endpoints_is_503_with_retry_after(world: World, gateway: GatewayStarter) -> None:
     world.server("m", "nothing-has-this-label")
     world.route("m", {"targetModels": [target("m")]}, modelName="m")
-    running = gateway()
+    running = gateway(wake_seconds="0.5")
     wait_for("the model", lambda: running.models() == {"m"}, 10)
     with pytest.raises(APIStatusError) as refused:
         chat(running.openai)

@@ -100,7 +100,8 @@ async def test_a_change_is_in_effect_in_every_worker_and_fails_no_request(
         world.server(model, model, model=model)
         assert engine.is_up()
     world.route("m", {"targetModels": [target("m")]}, modelName="m")
-    running = gateway()
+    # A model without endpoints is refused at once: waiting for one would be measured too.
+    running = gateway(wake_seconds="0")
     await until("the endpoints", lambda: len(running.endpoints("m")) == 1)
     api, place = world.plane.api, f"{NETWORKING}/{world.namespace}"
     pods = f"/api/v1/namespaces/{world.namespace}/pods"
