@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from tests.unit.gateway.rig import Rig, post
+from tests.unit.gateway.rig import Rig, answering, post
 
 from matrixinfer.gateway.wire.aiohttp_inlet import AiohttpInlet
 
@@ -129,6 +129,28 @@ async def test_http_1_0_is_closed_after_the_answer_unless_asked_otherwise(rig: R
     assert (await client.answer()).headers[b"connection"] == b"keep-alive"
     client.send(post())
     assert (await client.answer()).status == 200
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 204 No Content\r\n\r\n",
+        b"HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\ncontent-length: 5\r\n\r\n",
+        b"HTTP/1.1 304 Not Modified\r\ntransfer-encoding: chunked\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nlink: </x>\r\n\r\nHTTP/1.1 204 No Content\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0"])
+async def test_an_answer_without_a_body_leaves_no_byte_for_the_next(rig: Rig, answer: bytes, version: bytes) -> None:
+    await rig.engine(answering(answer))
+    await rig.start()
+    client = await rig.client()
+    for _ in range(2):
+        client.send(post(connection="keep-alive").replace(b"HTTP/1.1", version, 1))
+        status, headers = await client.head()
+        assert status in (204, 304)
+        assert {b"content-length", b"transfer-encoding", b"link"}.isdisjoint(headers)
 
 
 async def test_a_client_that_expects_100_is_told_to_go_on(rig: Rig) -> None:

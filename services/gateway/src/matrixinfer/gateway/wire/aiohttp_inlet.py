@@ -330,9 +330,10 @@ class _Connection(web.RequestHandler):
             str(peer[0]) if isinstance(peer, tuple) else "",
             self.inlet.clock(),
         )
-        # aiohttp drops what came in one read behind an offer of another protocol: nothing behind it may be served.
-        offers = any(name == b"upgrade" for name, _ in headers)
-        return request, head.keep_alive and not offers
+        # aiohttp drops what came in one read behind an offer of another protocol, and takes the last trailer of a body
+        # in chunks for a header of the request behind it: nothing behind either may be served.
+        is_last = head.length is None or any(name == b"upgrade" for name, _ in headers)
+        return request, head.keep_alive and not is_last
 
     async def _read_body(self, content: StreamReader) -> bytes | Refusal:
         inlet, limits = self.inlet, self.inlet.limits
