@@ -12,11 +12,14 @@ from dataclasses import dataclass, field
 from math import inf, isnan
 
 import pytest
+from structlog.testing import capture_logs
 
+from matrixinfer.engines.state import EngineState
 from matrixinfer.gateway.board import LoadBoard
-from matrixinfer.gateway.core.load import Burden, EngineLoads
-from matrixinfer.gateway.core.scrape import Pace
+from matrixinfer.gateway.core.load import Burden, EngineLoads, EngineReport
+from matrixinfer.gateway.core.scrape import Pace, report_of
 from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
+from matrixinfer.gateway.feeds import metrics as metrics_feed
 from matrixinfer.gateway.feeds.metrics import EngineFeed
 from matrixinfer.gateway.wire.pool import PoolLimits, UpstreamPool
 
@@ -410,6 +413,50 @@ async def test_an_engine_that_does_not_list_its_adapters_keeps_those_it_had(worl
     engine.behave = no_list
     await world.until(lambda: world.feed.adapters_of("u0") == ("fin", "law"))
     assert list(world.loads().failures) == [0]
+
+
+async def test_a_list_that_is_nested_without_end_is_no_list(world: World) -> None:
+    async def nested(engine: Engine, path: str, writer: asyncio.StreamWriter) -> None:
+        writer.write(engine.answer if path == "/metrics" else http(b"[" * 100_000))
+
+    engine = await world.engine(behave=nested)
+    world.start()
+    world.publish(adapters=("fin",))
+    await world.until(lambda: len(engine.asked) > 6)
+    assert list(world.loads().failures) == [0]
+
+
+async def test_a_fault_of_our_own_costs_the_engine_that_met_it_and_no_other(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.engine(answer=http(page(13)))
+    await world.engine(answer=http(page(1)))
+
+    def report_of_all_but_13(state: EngineState, before: EngineState | None) -> EngineReport:
+        if state.running == 13:
+            raise ZeroDivisionError
+        return report_of(state, before)
+
+    monkeypatch.setattr(metrics_feed, "report_of", report_of_all_but_13)
+    world.start()
+    with capture_logs() as logs:
+        await world.until(lambda: world.loads().failures[0] >= 2 and world.loads().running[1] == 1)
+    assert "the log has it" in str(world.described()["problem"])
+    assert any(line["event"] == "engine_look_failed" for line in logs)
+
+
+async def test_a_pod_that_two_servers_select_is_asked_once_for_the_adapters_of_both(world: World) -> None:
+    engine = await world.engine(adapters=("fin", "law"))
+    world.start()
+    shared = (endpoint(0, engine),)
+    servers = (Server("ns", "a", None, "vLLM", shared), Server("ns", "b", None, "vLLM", shared))
+    routes = tuple(
+        Route("ns", name, None, (name,), (Rule("", None, (Target("s", 1, i),)),))
+        for i, name in enumerate(("fin", "law"))
+    )
+    world.feed.follow(Snapshot(9, servers, routes))
+    await world.until(lambda: world.feed.adapters_of("u0") == ("fin", "law"))
+    assert engine.connections == 1
 
 
 async def test_no_engine_is_asked_for_adapters_that_no_route_names(world: World) -> None:

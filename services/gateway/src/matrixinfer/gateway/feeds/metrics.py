@@ -31,8 +31,11 @@ from matrixinfer.gateway.core.scrape import Pace, adapters_by_server, pause_seco
 from matrixinfer.gateway.core.types import Endpoint, Server, Slot, Snapshot
 from matrixinfer.gateway.wire.fetch import Fetcher, FetchFailed, Reason
 from matrixinfer.gateway.wire.pool import Peer, UpstreamPool
+from matrixinfer.service.logging import get_logger
 
 __all__ = ["EngineFeed"]
+
+log = get_logger("engines")
 
 _FIRST_LOOKS_SECONDS: Final = 0.25
 _AT_ONCE: Final = 64
@@ -50,7 +53,7 @@ class _Watched:
 
     endpoint: Endpoint
     engine: Engine
-    adapters_wanted: frozenset[str]
+    adapters_wanted: frozenset[str] = frozenset()
     reader: StateReader = field(default_factory=lambda: StateReader(limit_bytes=_PAGE_BYTES))
     state: EngineState | None = None
     report: EngineReport = field(default_factory=EngineReport)
@@ -115,15 +118,17 @@ class EngineFeed:
 
     def follow(self, snapshot: Snapshot) -> None:
         """Read the engines of `snapshot` from now on. Call it before the snapshot is published."""
-        wanted = adapters_by_server(snapshot)
-        present: set[str] = set()
-        for server, adapters in zip(snapshot.servers, wanted, strict=True):
+        wanted: dict[str, frozenset[str]] = {}
+        for server, adapters in zip(snapshot.servers, adapters_by_server(snapshot), strict=True):
             for endpoint in server.endpoints:
-                if endpoint.uid not in present:
-                    present.add(endpoint.uid)
-                    self._watch(server, endpoint, adapters)
-        for uid in self._watched.keys() - present:
+                # A pod that several servers select is one engine, read as the first of them says.
+                if endpoint.uid not in wanted:
+                    self._watch(server, endpoint)
+                wanted[endpoint.uid] = wanted.get(endpoint.uid, frozenset()) | adapters
+        for uid in self._watched.keys() - wanted.keys():
             self._forget(uid)
+        for uid, adapters in wanted.items():
+            self._watched[uid].adapters_wanted = adapters
         self._changed.set()
 
     def ages(self) -> list[float]:
@@ -163,16 +168,16 @@ class EngineFeed:
 
     # -- which engines --------------------------------------------------------------------------------------------
 
-    def _watch(self, server: Server, endpoint: Endpoint, adapters: frozenset[str]) -> None:
+    def _watch(self, server: Server, endpoint: Endpoint) -> None:
         if self._owners.get(endpoint.slot) != endpoint.uid:
             self._owners[endpoint.slot] = endpoint.uid
             self._cells.forget(endpoint.slot)
         before = self._watched.get(endpoint.uid)
-        if before is not None:
-            # A pod keeps its address for life; what changes is what is asked of it, and how.
-            before.endpoint, before.adapters_wanted = endpoint, adapters
+        if before is None:
+            self._watched[endpoint.uid] = _Watched(endpoint, _engine(server))
             return
-        self._watched[endpoint.uid] = _Watched(endpoint, _engine(server), adapters)
+        # Whatever has changed about the pod, its numbers stay.
+        before.endpoint, before.engine = endpoint, _engine(server)
 
     def _forget(self, uid: str) -> None:
         watched = self._watched.pop(uid)
@@ -185,7 +190,12 @@ class EngineFeed:
         await asyncio.sleep(self._draw() * _FIRST_LOOKS_SECONDS)
         while True:
             async with self._failing_gate if watched.failures else self._gate:
-                await self._look(watched)
+                try:
+                    await self._look(watched)
+                # The edge of one engine: whatever its bytes do to us must cost this engine only, and must be seen.
+                except Exception:
+                    log.exception("engine_look_failed", pod=watched.endpoint.pod)
+                    self._fail(watched, Reason.BROKEN, "a fault of the gateway's own; the log has it")
             busy = watched.works or not self._is_idle(watched.endpoint.slot)
             await asyncio.sleep(
                 pause_seconds(
@@ -231,7 +241,7 @@ class EngineFeed:
             return
         in_use = (watched.state.adapters if watched.state is not None else None) or frozenset()
         loaded = frozenset(watched.adapters)
-        with suppress(TimeoutError, FetchFailed, msgspec.DecodeError):
+        with suppress(TimeoutError, FetchFailed, msgspec.DecodeError, RecursionError):
             async with asyncio.timeout(self._deadline_seconds):
                 listing = await self._fetcher.get(watched.peer, lora.models_path, "application/json")
             loaded = lora.loaded(msgspec.json.decode(listing))
