@@ -112,7 +112,8 @@ class Cache:
     def present(self, file: SourceFile) -> VerifiedFile | None:
         """Return the file when the cache holds its content; the source need not be asked for it."""
         promised = file.expected
-        known = promised.value if promised and promised.algorithm is Algorithm.SHA256 else self._known(file)
+        is_sha256 = promised is not None and promised.algorithm is Algorithm.SHA256 and not promised.part_bytes
+        known = promised.value if promised and is_sha256 else self._known(file)
         if not known or not _is_file(self._blob(known), file.size):
             return None
         return VerifiedFile(file.path, file.size, known)
@@ -121,18 +122,21 @@ class Cache:
         """Give a verified file the name of its content, and note which state of the source it was."""
         staged, blob = self.workspace.staged(file.path), self._blob(verified.sha256)
         with volume_errors(blob):
+            # The bytes last already; that their names do is seen to once, before READY. A name that is lost with the
+            # machine costs a fetch, a note that is torn is no note.
             staged.chmod(0o444)
             staged.replace(blob)
-            fsync_folder(blob.parent)
             self.workspace.journal(file.path).unlink(missing_ok=True)
-            if file.version:
+            promised = file.expected
+            if file.version and not (promised and promised.algorithm is Algorithm.SHA256 and not promised.part_bytes):
                 note = self._note(file)
                 note.parent.mkdir(exist_ok=True)
-                write_lasting(note, verified.sha256.encode(), by=self.workspace.work)
+                note.write_text(verified.sha256)
 
     def publish(self, ready: Ready) -> None:
         """Make the folder of the model, note that it answers the request, and lead the output to it."""
         with volume_errors(self._root):
+            fsync_folder(self._root / "blobs")
             if self._model(ready.digest) is None:
                 self._make(ready)
             self._record(ready)

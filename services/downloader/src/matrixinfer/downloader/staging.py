@@ -103,10 +103,14 @@ class StagedFile:
         self._hash, self._hashed = ContentHash(self.file.size, self.file.expected), 0
         self.resumed = False
         with volume_errors(self.file.path):
-            for path in (self._journal, self._path):
-                path.unlink(missing_ok=True)
+            # The journal first: it must never speak of bytes that are another file's.
+            self._journal.unlink(missing_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._descriptor = os.open(self._path, flags, 0o644)
+            try:
+                self._descriptor = os.open(self._path, flags, 0o644)
+            except FileExistsError:
+                self._path.unlink()
+                self._descriptor = os.open(self._path, flags, 0o644)
             if not self.in_one_part:
                 os.ftruncate(self._descriptor, self.file.size)
 
