@@ -6,7 +6,9 @@ prefix reuse, eviction by age, preemption), stepped in virtual time without sock
 side is real: prompts are JSON bodies, read and hashed as in production, placed by the production `Placer` on the
 production load board and prefix index, with engine reports that are up to a second old.
 
-Ratios are what counts; seconds depend on the pace that is assumed below. What we are compared with:
+Ratios are what counts; seconds depend on the pace that is assumed below.
+
+`ours, two` are two gateways that share nothing, each with a part of the requests. What we are compared with:
 
 * `random`, `round-robin`, `least-request` (exact requests in flight, as a proxy with one process counts them);
 * `original`: the plugins and default weights of the gateway that this one replaces, by the formulas of
@@ -352,6 +354,36 @@ class Ours:
             os.close(fd)
 
 
+class TwoReplicas:
+    """Two of our gateways, which know nothing of each other but what engines say; each request takes one of them."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self._replicas = Ours(count, seed), Ours(count, seed + 1000)
+        self._chance = random.Random(seed)
+        self._taken: dict[int, Ours] = {}
+
+    def choose(self, ask: Ask, now: float) -> int:
+        replica = self._taken[id(ask)] = self._chance.choice(self._replicas)
+        return replica.choose(ask, now)
+
+    def first_token(self, ask: Ask, engine: int) -> None:
+        self._taken[id(ask)].first_token(ask, engine)
+
+    def written(self, ask: Ask, tokens: int) -> None:
+        self._taken[id(ask)].written(ask, tokens)
+
+    def ended(self, ask: Ask, engine: int) -> None:
+        self._taken.pop(id(ask)).ended(ask, engine)
+
+    def scraped(self, reports: Sequence[Report], now: float) -> None:
+        for replica in self._replicas:
+            replica.scraped(reports, now)
+
+    def close(self) -> None:
+        for replica in self._replicas:
+            replica.close()
+
+
 @dataclass(slots=True)
 class Engine:
     """One simulated engine and the step that it computes."""
@@ -509,9 +541,12 @@ def measure(load: Workload, seeds: Sequence[int], plugins: Sequence[PluginWeight
         asks = asks_of(load, seed)
         for name, kind in _QUIET.items():
             outcomes[name].append(Play(load, asks, kind(load.replicas, random.Random(seed))).run())
-        ours = Ours(load.replicas, seed, plugins)
-        outcomes["ours"].append(Play(load, asks, ours).run())
-        ours.close()
+        for name, ours in (
+            ("ours", Ours(load.replicas, seed, plugins)),
+            ("ours, two", TwoReplicas(load.replicas, seed)),
+        ):
+            outcomes[name].append(Play(load, asks, ours).run())
+            ours.close()
     return {name: _summary(made) for name, made in outcomes.items()}
 
 

@@ -48,6 +48,7 @@ def views(draw: st.DrawFn) -> View:
         draw(uids),
         draw(uids),
         draw(counts),
+        draw(st.one_of(st.none(), positions)) if size else None,
         draw(st.one_of(st.none(), st.integers(1, 50_000))),
         column(said) if draw(st.booleans()) else (),
         column(said) if draw(st.booleans()) else (),

@@ -207,3 +207,27 @@ def test_mixed_lengths_balance_in_tokens(world: World) -> None:
         prompt = chat("x", system=f"{i} " * (12_000 if i % 10 == 0 else 100))
         tokens[world.send(prompt)] += prompt.tokens
     assert max(tokens.values()) < 1.35 * sum(tokens.values()) / 8
+
+
+def test_two_gateways_send_a_new_prompt_to_one_place() -> None:
+    """BEAT-51: they share nothing; where a prompt belongs that neither has sent follows from the endpoints alone."""
+    for one, other in zip(world_of(8), world_of(8), strict=True):
+        same = 0
+        for i in range(40):
+            prompt = chat("q", system=f"{i} " + SYSTEM)
+            same += one.send(prompt) == other.send(prompt)
+            one.finish()
+            other.finish()
+        assert same >= 38
+
+
+def test_home_is_where_nobody_has_more(world: World) -> None:
+    first = world.place(chat("one"))
+    assert first.view.home == first.decision.position
+    assert world.place(chat("two")).view.home is None
+
+
+def test_home_is_even_enough(world: World) -> None:
+    """New prompts spread over all, with others in flight and without."""
+    pods = Counter(world.send(chat("q", system=f"{i} " + SYSTEM)) for i in range(200))
+    assert max(pods.values()) <= 1.4 * 200 / 8

@@ -6,11 +6,13 @@ second of two simultaneous requests with one prompt follows the first; had it to
 be read from the beginning on two pods. There is no await in here.
 """
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
 import msgspec
+from xxhash import xxh3_64_intdigest
 
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.load import Burden, EngineLoads, answer_tokens, burden
@@ -32,6 +34,10 @@ _RENEW_SHARE: Final = 8
 """An entry is written anew when its pod was sent this part of its memory since: an eighth."""
 _HURRIED_BYTES: Final = 16 * 1024
 """So much of a prompt is hashed when there is little time."""
+_HOME_BLOCKS: Final = 4
+"""Prompts that begin with the same 2 KiB belong together, as long as nobody has more of one of them."""
+_RING_POINTS: Final = 16
+"""Places of one endpoint on the ring: more would be evener, and the guard on affinity evens out what matters."""
 _NOTHING_FOUND: Final = Found({})
 
 
@@ -79,6 +85,7 @@ class Placer:
             name: frozenset(i for i, endpoint in enumerate(pool.candidates) if name in endpoint.adapters)
             for name in adapters
         }
+        self._ring: list[tuple[int, int]] = []
         self._seeds: dict[tuple[str, str, str], tuple[int, int]] = {}
 
     def place(
@@ -126,6 +133,7 @@ class Placer:
             tried,
             ejected,
             matched_tokens(found.common_blocks, prompt),
+            self._home(hashes, found) if hashes else None,
             pool.server.policy.max_in_flight_per_endpoint,
             session_at=preferred(session, pool.candidates) if session else (),
         )
@@ -152,6 +160,22 @@ class Placer:
                 self._seeds.clear()
             seeds = self._seeds[names] = (seed_of(tenant, model, adapter), adapter_key(model, adapter))
         return seeds
+
+    def _home(self, hashes: Sequence[int], found: Found) -> int | None:
+        """Where a prompt belongs whose beginning nobody has: a place on a ring of all endpoints, by its first blocks.
+
+        Gateways do not know what others sent; this lets them send new prompts to one place without asking.
+        """
+        blocks = min(len(hashes), _HOME_BLOCKS)
+        if found.common_blocks >= blocks or any(held >= blocks for held, _ in found.holdings.values()):
+            return None
+        if not self._ring:
+            self._ring = sorted(
+                (xxh3_64_intdigest(f"{endpoint.uid} {turn}".encode()), i)
+                for i, endpoint in enumerate(self._pool.candidates)
+                for turn in range(_RING_POINTS)
+            )
+        return self._ring[bisect_left(self._ring, (hashes[blocks - 1], 0)) % len(self._ring)][1]
 
     def _with_adapter(self, adapter: str, found: Found) -> frozenset[int] | None:
         """Where the adapter is; None when it is so common that it makes no difference.

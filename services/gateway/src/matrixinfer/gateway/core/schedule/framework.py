@@ -167,6 +167,8 @@ def _total(profile: Profile, contest: Contest) -> Sequence[float]:
 def _sample(view: View, count: int, draw: Draw) -> Sequence[int]:
     """Positions worth a look: who may have the prompt or the adapter, and a handful of drawn ones."""
     drawn = dict.fromkeys(view.cached_tokens)
+    if view.home is not None:
+        drawn[view.home] = None
     if view.session_at:
         drawn.update(dict.fromkeys(view.session_at))
     if view.adapter_at:

@@ -61,6 +61,8 @@ class CandidateVerdict(msgspec.Struct, frozen=True, omit_defaults=True):
     """Of the scorers that told candidates apart."""
     total: float | None = None
     chosen: bool = False
+    home: bool = False
+    """Whether a prompt of this beginning belongs here, nobody having it."""
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -165,4 +167,5 @@ def _verdict(
         scores,
         total,
         chosen,
+        view.home == i,
     )

@@ -18,6 +18,8 @@ _SCALE_TOKENS: Final = 8192.0
 _GUARD_FACTOR: Final = 1.25
 _GUARD_SLACK_TOKENS: Final = 768.0
 """Differences below this are no reason to give up an affinity."""
+_HOME_SCORE: Final = 0.25
+"""For where a prompt belongs that nobody has: less than for having a part of it worth the name."""
 _KV_COMFORT: Final = 0.8
 """Below this use of the KV memory nothing has to wait for it."""
 
@@ -41,9 +43,11 @@ def prefix_affinity(contest: Contest) -> Sequence[float]:
     """The share of the prompt that is cached here and not everywhere, where the load allows it.
 
     Nobody far above the mean gains by what he has. Beyond what `token_load` makes of saved work this keeps a prefix on
-    few endpoints, so that the memory of the others is free for other prefixes.
+    few endpoints, so that the memory of the others is free for other prefixes. A prompt that nobody has goes home,
+    where the other gateways send it too, unless home is busier than the mean.
     """
-    if not contest.holders:
+    home = contest.view.home
+    if not contest.holders and home is None:
         return ()
     view, candidates, others = contest.view, contest.candidates, list(contest.work)
     common, total, prefill = view.common_tokens, max(view.prompt_tokens, 1), view.prefill_tokens
@@ -53,9 +57,12 @@ def prefix_affinity(contest: Contest) -> Sequence[float]:
         others[at] -= min(tokens, prefill[candidates[at]])
     most = _guard(others)
     scores = [0.0] * len(others)
+    if home is not None and home in candidates:
+        at, mean = candidates.index(home), sum(others) / len(others)
+        scores[at] = _HOME_SCORE if others[at] <= mean + _GUARD_SLACK_TOKENS else 0.0
     for at, tokens in held:
         if others[at] <= most:
-            scores[at] = tokens / total
+            scores[at] = max(scores[at], tokens / total)
     return scores
 
 

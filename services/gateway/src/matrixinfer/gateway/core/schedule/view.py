@@ -38,6 +38,9 @@ class View(msgspec.Struct, frozen=True, array_like=True):
     """Uids of the pods that circuit breakers leave out for now."""
     common_tokens: int = 0
     """Likewise of all the other endpoints: the beginning of the prompt is so common that anyone may have it."""
+    home: int | None = None
+    """Position where a prompt of this beginning belongs as long as nobody is known to have it: every gateway that sees
+    the same endpoints finds the same one."""
     limit: int | None = None
     """Most requests that one endpoint may have in flight."""
     ttft_seconds: Sequence[float] = ()
