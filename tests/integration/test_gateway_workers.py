@@ -295,3 +295,12 @@ async def test_every_worker_serves_a_new_certificate_without_a_restart(world: Wo
     assert await running == b"HTTP/1.1 200 OK"
     assert {worker["pid"] for worker in world.workers()} == pids
     writer.close()
+
+
+async def test_workers_take_requests_through_aiohttp_when_told_so(world: World) -> None:
+    await world.start(msgspec.structs.replace(CONFIG, inlet_kind="aiohttp"))
+    world.release.clear()
+    asking = [asyncio.ensure_future(world.ask()) for _ in range(8)]
+    await world.until(lambda: world.waiting == 8)
+    world.release.set()
+    assert await asyncio.gather(*asking) == [b"HTTP/1.1 200 OK"] * 8
