@@ -1,6 +1,7 @@
 """One file while it grows: any order, any interruption, the same bytes in the end."""
 
 import hashlib
+import os
 import random
 from pathlib import Path
 
@@ -188,8 +189,11 @@ def test_what_the_first_answer_vouches_for_counts(workspace: Workspace) -> None:
 
 
 def test_engines_of_other_users_may_read_the_file(workspace: Workspace) -> None:
-    staged = opened(workspace, file(b""))
-    staged.finish()
+    before = os.umask(0o077)
+    try:
+        opened(workspace, file(b"")).finish()
+    finally:
+        os.umask(before)
     assert workspace.staged("sub/m.bin").stat().st_mode & 0o444 == 0o444
 
 

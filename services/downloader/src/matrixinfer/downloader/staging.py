@@ -153,6 +153,8 @@ class StagedFile:
             self._hash_in_order()
         with volume_errors(self.file.path):
             size = os.fstat(self._descriptor).st_size
+            # Whatever the umask: an engine runs as another user.
+            os.fchmod(self._descriptor, 0o644)
             os.fsync(self._descriptor)
             self.close()
         problem = self._hash.mismatch()
