@@ -18,12 +18,14 @@ import uvloop
 from tests.bench.gateway import scenarios
 from tests.bench.gateway.measure import CORES
 from tests.bench.gateway.report import Report, say
+from tests.bench.gateway.scrape import scrape
 
 SCENARIOS: Final[dict[str, Callable[[scenarios.Plan, Report], Awaitable[None]]]] = {
     "chat": scenarios.chat,
     "streams": scenarios.streams,
     "long": scenarios.long_prompts,
     "endpoints": scenarios.many_endpoints,
+    "scrape": scrape,
     "workers": scenarios.two_workers,
     "memory": scenarios.memory,
     "crowd": scenarios.crowd,
