@@ -87,4 +87,6 @@ bench-downloader: $(STAMP)  ## the downloader against s5cmd, rclone, aws, boto3 
 
 .PHONY: bench-gateway
 bench-gateway: $(STAMP)  ## the gateway against a bare relay and its peers: ratios in one run (QUICK=1 for minutes)
+	-@$(PY) -m tests.bench.gateway.decision
+	-@$(PY) -m tests.bench.gateway.quality $(if $(QUICK),--seeds 1)
 	@$(PY) -m tests.bench.gateway $(if $(QUICK),--quick)

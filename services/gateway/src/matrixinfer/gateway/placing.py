@@ -36,8 +36,9 @@ _HURRIED_BYTES: Final = 16 * 1024
 """So much of a prompt is hashed when there is little time."""
 _HOME_BLOCKS: Final = 4
 """Prompts that begin with the same 2 KiB belong together, as long as nobody has more of one of them."""
-_RING_POINTS: Final = 16
-"""Places of one endpoint on the ring: more would be evener, and the guard on affinity evens out what matters."""
+_RING_POINTS: Final = 256
+"""About so many places a ring has, and two for every endpoint at least: it is made anew with every change of a pool,
+and the guard on affinity evens out what few places leave uneven."""
 _NOTHING_FOUND: Final = Found({})
 
 
@@ -173,7 +174,7 @@ class Placer:
             self._ring = sorted(
                 (xxh3_64_intdigest(f"{endpoint.uid} {turn}".encode()), i)
                 for i, endpoint in enumerate(self._pool.candidates)
-                for turn in range(_RING_POINTS)
+                for turn in range(max(2, _RING_POINTS // len(self._pool.candidates)))
             )
         return self._ring[bisect_left(self._ring, (hashes[blocks - 1], 0)) % len(self._ring)][1]
 
