@@ -117,7 +117,7 @@ async def test_a_killed_pod_costs_at_most_its_own_streams(world: World, gateway:
         await asyncio.to_thread(world.set_ready, first, ready=False)
         await until("it is out", lambda: len(running.endpoints("m")) == 1)
     assert len(wrong) <= max(8, in_flight)
-    assert running.metric('matrixinfer_gateway_upstream_retries_total{model="m"') > 0
+    assert any(record.get("retries") for record in running.requests())
     statuses = {r["status"] for r in running.requests() if r.get("model") == "m"}
     assert statuses == {200}
 
@@ -158,7 +158,8 @@ async def test_a_client_that_leaves_ends_the_engines_work(world: World, gateway:
     await until("the line", lambda: any(r["outcome"] == "client_gone" for r in running.requests()))
 
 
-async def test_a_drain_finishes_streams_and_ends_with_code_0(world: World, gateway: GatewayStarter) -> None:
+async def test_beat_01_a_drain_finishes_streams_and_ends_with_code_0(world: World, gateway: GatewayStarter) -> None:
+    """Readiness is red first, serving goes on, streams finish however long that takes, then the process ends."""
     simple(world, pace=20)
     running = gateway(settle_seconds="1")
     await until("ready", lambda: len(running.endpoints("m")) == 1)
