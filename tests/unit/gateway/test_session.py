@@ -9,7 +9,7 @@ from tests.unit.gateway.rig import Rig, post
 
 from matrixinfer.gateway.core.schedule.filters import session as keep_session
 from matrixinfer.gateway.core.schedule.view import View
-from matrixinfer.gateway.core.session import preferred, session_of
+from matrixinfer.gateway.core.session import SessionHomes, session_of
 from matrixinfer.gateway.core.types import Endpoint, SessionAffinity, TrafficPolicy
 
 BY_HEADER, BY_COOKIE = SessionAffinity(False, "X-Session"), SessionAffinity(True, "sid")
@@ -21,7 +21,7 @@ def endpoints(*numbers: int) -> list[Endpoint]:
 
 
 def home(session: str, of: list[Endpoint]) -> str:
-    return of[preferred(session, of)[0]].pod
+    return of[SessionHomes(of).of(session)[0]].pod
 
 
 @pytest.mark.parametrize(

@@ -117,6 +117,7 @@ class HealthRow:
     __slots__ = (
         "_board",
         "_cells",
+        "_troubled",
         "_version",
         "answered",
         "answers",
@@ -132,6 +133,8 @@ class HealthRow:
     def __init__(self, board: HealthBoard, version: memoryview, cells: memoryview) -> None:
         self._board = board
         self._version = version
+        # What this process wrote to streaks and trials, known without a look: nothing, for nearly every answer.
+        self._troubled: set[Slot] = set()
         self._cells = cells
         size = len(cells) // len(_COLUMNS)
         columns = (cells[i * size : (i + 1) * size] for i in range(len(_COLUMNS)))
@@ -142,10 +145,9 @@ class HealthRow:
         """The endpoint answers: its failures are no row any more, and a trial is over."""
         self.answered[slot] = int(now * _MICROSECONDS)
         self.answers[slot] += 1
-        if self.streaks[slot]:
-            self.streaks[slot] = 0
-        if self.trials[slot]:
-            self.trials[slot] = 0
+        if slot in self._troubled:
+            self._troubled.discard(slot)
+            self.streaks[slot] = self.trials[slot] = 0
 
     def first_token(self, slot: Slot, log_seconds: float) -> None:
         """The logarithm of the time that the first token of a stream took."""
@@ -166,6 +168,7 @@ class HealthRow:
         """The endpoint gave no answer. Returns its ejection, when this was one failure too many."""
         self.answers[slot] += 1
         self.errors[slot] += 1
+        self._troubled.add(slot)
         on_trial, self.trials[slot] = self.trials[slot], 0
         answered_at = self._board.answered_at(slot)
         if not self.streaks[slot] or self.streaks_since[slot] <= answered_at * _MICROSECONDS:
@@ -185,6 +188,7 @@ class HealthRow:
 
     def begin_trial(self, slot: Slot, now: float) -> None:
         """A request is sent that is to prove an endpoint which was left out."""
+        self._troubled.add(slot)
         self.trials[slot] = int(now * _MICROSECONDS)
 
     def end_trial(self, slot: Slot) -> None:

@@ -20,7 +20,7 @@ from matrixinfer.gateway.core.prompt import Prompt, adapter_key, chain, matched_
 from matrixinfer.gateway.core.schedule.framework import Decision, Profile, Refused, View, decide
 from matrixinfer.gateway.core.schedule.profiles import TWO_RANDOM, profile_of
 from matrixinfer.gateway.core.schedule.rung import Rung
-from matrixinfer.gateway.core.session import preferred
+from matrixinfer.gateway.core.session import SessionHomes
 from matrixinfer.gateway.core.split import draw
 from matrixinfer.gateway.core.table import Pool
 from matrixinfer.gateway.core.types import Endpoint
@@ -87,6 +87,7 @@ class Placer:
             for name in adapters
         }
         self._ring: list[tuple[int, int]] = []
+        self._session_homes = SessionHomes(pool.candidates if pool.server.policy.session else ())
         self._seeds: dict[tuple[str, str, str], tuple[int, int]] = {}
 
     def place(
@@ -136,7 +137,7 @@ class Placer:
             matched_tokens(found.common_blocks, prompt),
             self._home(hashes, found) if hashes else None,
             pool.server.policy.max_in_flight_per_endpoint,
-            session_at=preferred(session, pool.candidates) if session else (),
+            session_at=self._session_homes.of(session) if session else (),
         )
         profile = TWO_RANDOM if rung is Rung.TWO_RANDOM else self._profile
         decision = decide(profile, view, partial(draw, request_id))

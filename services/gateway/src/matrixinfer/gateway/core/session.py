@@ -15,10 +15,11 @@ from xxhash import xxh3_64_intdigest
 
 from matrixinfer.gateway.core.types import Endpoint, SessionAffinity
 
-__all__ = ["preferred", "session_of"]
+__all__ = ["SessionHomes", "session_of"]
 
 _CHOICES: Final = 3
 """The first, and who takes over when it cannot."""
+_SESSIONS_KNOWN: Final = 4096
 
 
 def session_of(affinity: SessionAffinity | None, headers: Mapping[str, str]) -> str:
@@ -34,8 +35,24 @@ def session_of(affinity: SessionAffinity | None, headers: Mapping[str, str]) -> 
     return ""
 
 
-def preferred(session: str, endpoints: Sequence[Endpoint]) -> tuple[int, ...]:
-    """Return the positions of the few endpoints that a session belongs to, best first."""
-    key = session.encode()
-    ranks = [xxh3_64_intdigest(key, xxh3_64_intdigest(endpoint.uid.encode())) for endpoint in endpoints]
-    return tuple(nlargest(_CHOICES, range(len(ranks)), key=ranks.__getitem__))
+class SessionHomes:
+    """Where sessions belong among some endpoints; those asked for lately are remembered, because they come again."""
+
+    __slots__ = ("_known", "_seeds")
+
+    def __init__(self, endpoints: Sequence[Endpoint]) -> None:
+        self._seeds = [xxh3_64_intdigest(endpoint.uid.encode()) for endpoint in endpoints]
+        self._known: dict[str, tuple[int, ...]] = {}
+
+    def of(self, session: str) -> tuple[int, ...]:
+        """Return the positions of the few endpoints that a session belongs to, best first."""
+        found = self._known.get(session)
+        if found is None:
+            if len(self._known) >= _SESSIONS_KNOWN:
+                self._known.clear()
+            found = self._known[session] = self._best(session.encode())
+        return found
+
+    def _best(self, session: bytes) -> tuple[int, ...]:
+        ranks = [(xxh3_64_intdigest(session, seed), position) for position, seed in enumerate(self._seeds)]
+        return tuple(position for _, position in nlargest(_CHOICES, ranks))
