@@ -21,7 +21,8 @@ SERVICES = ["autoscaler", "gateway", "infer-controller", "model-controller", "we
 # patched when it happens again; `bind` is asked for by the API server itself, when a RoleBinding is written.
 RARE: dict[str, set[str]] = {
     "autoscaler": {"patch events"},
-    "gateway": {"patch modelinfers.workload.matrixinfer.ai"},
+    # Of the gateways, only one that has traffic and does not write status tells the others of it.
+    "gateway": {"patch leases.coordination.k8s.io", "patch modelinfers.workload.matrixinfer.ai"},
     "infer-controller": {
         "delete controllerrevisions.apps",
         "delete services",

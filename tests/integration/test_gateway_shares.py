@@ -5,9 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
-from matrixinfer.devcluster import ControlPlane
+from matrixinfer.devcluster import ControlPlane, repository
 from matrixinfer.gateway.core.figures import Counts, TargetCounts
 from matrixinfer.gateway.feeds.kube import ROUTES, ClusterView
 from matrixinfer.gateway.figures import TrafficFigures
@@ -18,7 +20,9 @@ from matrixinfer.gateway.statuswriter import StatusWriter
 from matrixinfer.kube.cache import Cache
 from matrixinfer.kube.client import Client
 from matrixinfer.kube.election import ElectionSettings
+from matrixinfer.kube.errors import Forbidden
 from matrixinfer.kube.resource import LEASES, Key
+from matrixinfer.service.clock import monotonic
 from matrixinfer.testkit.apiserver import ApiServer
 from matrixinfer.testkit.memory import MemoryApi
 
@@ -165,3 +169,36 @@ async def test_two_gateways_make_one_status_on_a_real_api_server(control_plane: 
             await running.pop()
             for task in running:
                 task.cancel()
+
+
+async def test_the_role_that_we_ship_is_enough_and_reaches_no_other_lease(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    """Names narrow a list and a watch only when the request asks for one object; ours does."""
+    documents = yaml.safe_load_all((repository() / "deploy/base/gateway/rbac.yaml").read_text())
+    (role,) = [document for document in documents if document["kind"] == "Role"]
+    reference = {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "gateway"}
+    control_plane.apply(
+        [
+            {**role, "metadata": {"name": "gateway", "namespace": namespace}},
+            {
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "RoleBinding",
+                "metadata": {"name": "gateway", "namespace": namespace},
+                "roleRef": reference,
+                "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": namespace}],
+            },
+        ]
+    )
+    kubeconfig = control_plane.kubeconfig_for(namespace, "default")
+    async with await Client.connect(kubeconfig, user_agent="test-gateway") as client:
+        leader, follower = (Shares(client, namespace, name, monotonic) for name in ("gateway-a", "gateway-b"))
+        async with asyncio.TaskGroup() as tasks:
+            watching = tasks.create_task(leader.run(dict, lambda: True))
+            await follower.tell(COUNTS)
+            await until(lambda: list(leader.others()) == [COUNTS])
+            watching.cancel()
+        with pytest.raises(Forbidden):
+            await client.list(LEASES, namespace)
+        with pytest.raises(Forbidden):
+            await client.merge_patch(LEASES, Key(namespace, "matrixinfer-autoscaler"), {})

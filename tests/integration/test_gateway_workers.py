@@ -17,11 +17,13 @@ import pytest
 import trustme
 from prometheus_client import CollectorRegistry
 from tests.integration.gateway_fleet import CONFIG, fleet_on
+from tests.unit.gateway.test_tracing import Collector
 
 from matrixinfer.devcluster import repository
 from matrixinfer.devcluster.controlplane import wait_for
 from matrixinfer.gateway.certificate import CertificateFiles
 from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
+from matrixinfer.gateway.export import ExportSettings
 from matrixinfer.gateway.fleet import listeners
 from matrixinfer.gateway.ipc import Configure
 from matrixinfer.gateway.metrics import Traffic
@@ -202,6 +204,28 @@ async def test_any_worker_explains_what_it_decided_and_a_replay_agrees(world: Wo
         assert attempt["decision"]["candidates"][0]["chosen"]
     assert known_by == {0, 1}
     assert await world.fleet.explain("nobody's") is None
+
+
+async def test_every_worker_sends_its_spans_to_the_collector(world: World) -> None:
+    collector = Collector()
+    try:
+        spans = ExportSettings(collector.url, resource={"service.name": "gateway"}, delay_seconds=0.05)
+        await world.start(msgspec.structs.replace(CONFIG, spans=spans))
+        for _ in range(24):
+            assert await world.ask() == b"HTTP/1.1 200 OK"
+        await world.until(lambda: len([span for span in collector.spans() if span["kind"] == 2]) == 24)
+        told_by = {
+            attribute["value"]["stringValue"]
+            for body in collector.bodies
+            for attribute in body["resourceSpans"][0]["resource"]["attributes"]
+            if attribute["key"] == "matrixinfer.worker"
+        }
+        assert told_by == {"0", "1"}
+        # The counts come with the next reports, once a second.
+        await world.until(lambda: world.traffic.total.spans_exported == len(collector.spans()))
+        assert world.traffic.total.spans_dropped == 0
+    finally:
+        collector.stop()
 
 
 async def test_a_drain_ends_every_worker_after_its_requests(world: World) -> None:
