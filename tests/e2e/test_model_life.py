@@ -130,6 +130,20 @@ def test_the_whole_story_can_be_read(life: Life):
     assert "Normal" in described
 
 
+def test_a_pod_starts_on_the_verified_model_of_its_version(life: Life):
+    """The downloader in each pod ended with the digest that the ModelVersion recorded, and said so to its object."""
+    digest = life.get("modelversions")["items"][0]["status"]["digest"]
+    for pod in life.pods():
+        ended = next(c for c in pod["status"]["initContainerStatuses"] if c["name"] == "downloader")["state"][
+            "terminated"
+        ]
+        message = orjson.loads(ended["message"])
+        assert (ended["exitCode"], message["outcome"], message["digest"]) == (0, "Ready", digest)
+        (served,) = [arguments for arguments in pod["spec"]["initContainers"] if arguments["name"] == "downloader"]
+        assert f"/models/versions/{NAMESPACE}/" in " ".join(served["args"])
+    assert "verified as sha256:" in life.kubectl("get", "events", "--field-selector", "reason=Downloaded")
+
+
 def test_the_official_client_streams_and_lists(life: Life):
     client = OpenAI(base_url=f"{life.gateway}/v1", api_key="unused", max_retries=0, timeout=30)
     assert life.name in [model.id for model in client.models.list()]

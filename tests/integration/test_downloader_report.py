@@ -82,10 +82,10 @@ def version(control_plane: ControlPlane, namespace: str, source: Path) -> Callab
 
 
 def download(
-    control_plane: ControlPlane, account: Path, source: str, output: Path, **environ: str
+    control_plane: ControlPlane, account: Path, source: str, output: Path, *arguments: str, **environ: str
 ) -> tuple[int, dict[str, Any], list[dict[str, Any]]]:
     server = urlsplit(control_plane.base_url)
-    termination = output.parent / f"{output.name}.termination"
+    termination = account.parent / f"{output.name}.termination"
     kept = {name: value for name, value in os.environ.items() if name != "KUBECONFIG"}
     defaults = {
         "KUBERNETES_SERVICE_HOST": str(server.hostname),
@@ -99,7 +99,7 @@ def download(
     }
     command = [sys.executable, "-m", "matrixinfer.downloader", "fetch", "--source", source, "--output", str(output)]
     done = subprocess.run(
-        [*command, "--model-version", "v"],
+        [*command, "--model-version", "v", *arguments],
         env={**kept, **defaults, **environ},
         stdout=subprocess.PIPE,
         timeout=60,
@@ -142,6 +142,41 @@ def test_a_failure_is_in_the_status_and_a_later_success_mends_it(
     assert condition(version(), "Resolved")["reason"] == "NotFound"
     assert "does not exist" in condition(version(), "Available")["message"]
     assert download(control_plane, account, f"file://{source}", tmp_path / "out")[0] == 0
+    assert condition(version(), "Available")["status"] == "True"
+
+
+def test_what_came_of_it_is_told_by_events(
+    control_plane: ControlPlane,
+    account: Path,
+    version: Callable[[], dict[str, Any]],
+    namespace: str,
+    source: Path,
+    tmp_path: Path,
+) -> None:
+    download(control_plane, account, f"file://{source}/nothing", tmp_path / "out")
+    download(control_plane, account, f"file://{source}", tmp_path / "out")
+    events = control_plane.api.get(f"/api/v1/namespaces/{namespace}/events")["items"]
+    mine = [event for event in events if event["involvedObject"].get("uid") == version()["metadata"]["uid"]]
+    assert sorted((event["type"], event["reason"]) for event in mine) == [
+        ("Normal", "Downloaded"),
+        ("Warning", "NotFound"),
+    ]
+
+
+def test_links_of_versions_that_exist_no_more_are_removed(
+    control_plane: ControlPlane,
+    account: Path,
+    version: Callable[[], dict[str, Any]],
+    namespace: str,
+    source: Path,
+    tmp_path: Path,
+) -> None:
+    links = tmp_path / "cache" / "versions" / namespace
+    (links / "gone").mkdir(parents=True)
+    (links / "gone" / "model").symlink_to("../../../models/x")
+    arguments = ("--cache", str(tmp_path / "cache"), "--namespace", namespace)
+    code, _, _ = download(control_plane, account, f"file://{source}", links / "v" / "model", *arguments)
+    assert (code, sorted(entry.name for entry in links.iterdir())) == (0, ["v"])
     assert condition(version(), "Available")["status"] == "True"
 
 
