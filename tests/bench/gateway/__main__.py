@@ -11,6 +11,7 @@ import platform
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,9 @@ SCENARIOS: Final[dict[str, Callable[[scenarios.Plan, Report], Awaitable[None]]]]
     "workers": scenarios.two_workers,
     "memory": scenarios.memory,
     "crowd": scenarios.crowd,
+    "decision": partial(scenarios.another_bench, "decision", quick=("--rounds", "5")),
+    "scrape": partial(scenarios.another_bench, "scrape", quick=("--seconds", "5")),
+    "quality": partial(scenarios.another_bench, "quality", quick=("--seeds", "1")),
 }
 
 

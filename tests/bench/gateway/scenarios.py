@@ -6,6 +6,7 @@ requests per second, and it does not depend on what else the machine does. The w
 
 import asyncio
 import resource
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
@@ -29,7 +30,17 @@ from tests.bench.gateway.subjects import (
     ours,
 )
 
-__all__ = ["Plan", "chat", "crowd", "long_prompts", "many_endpoints", "memory", "streams", "two_workers"]
+__all__ = [
+    "Plan",
+    "another_bench",
+    "chat",
+    "crowd",
+    "long_prompts",
+    "many_endpoints",
+    "memory",
+    "streams",
+    "two_workers",
+]
 
 _ENDPOINTS = 8
 
@@ -291,3 +302,14 @@ async def _peak(process: Process, seconds: int) -> int:
         most = max(most, process.rss_bytes())
         await asyncio.sleep(0.25)
     return most
+
+
+# -- benches of their own ---------------------------------------------------------------------------------------------
+
+
+async def another_bench(name: str, plan: Plan, report: Report, *, quick: Sequence[str]) -> None:
+    """Run a bench that stands beside this one, show what it says, and note whether it kept its own budgets."""
+    say(f"\n### {name}\n")
+    argv = (sys.executable, "-m", f"tests.bench.gateway.{name}", *(quick if plan.quick else ()))
+    process = await asyncio.create_subprocess_exec(*argv)
+    report.goal(f"{name}: budgets kept", 1.0 if await process.wait() == 0 else 0.0, 1.0)
