@@ -334,6 +334,21 @@ def test_a_policy_scales_with_the_queue_and_goes_without_a_trace(node: Node, gat
     life.kubectl("delete", "model", "elastic", "--wait=true")
 
 
+def test_a_request_wakes_a_model_that_was_scaled_to_zero(node: Node, gateway: str, models_namespace: str):
+    """Who asks first waits for the first pod and is answered."""
+    life = Life(node, gateway, "sleeper")
+    model = yaml.safe_load((ROOT / "examples/autoscaling/model.yaml").read_text())
+    model["metadata"]["name"] = "sleeper"
+    model["spec"]["backends"][0] |= {"minReplicas": 0, "maxReplicas": 1}
+    life.kubectl("apply", "-f", "-", stdin=orjson.dumps(model).decode())
+    life.wait("the route", lambda: life.condition("modelroute", "sleeper", "Accepted").get("status") == "True")
+    life.kubectl("scale", life.infer(), "--replicas=0")
+    life.wait("rest", lambda: not life.get("pods", "-l", f"registry.matrixinfer.ai/model-name={life.name}")["items"])
+    assert ask(gateway, "sleeper", "hi", max_tokens=2).error == ""
+    assert len(life.pods()) == 1
+    life.kubectl("delete", "model", "sleeper", "--wait=true")
+
+
 def test_a_group_of_several_pods_finds_its_entry_by_name(node: Node, models_namespace: str):
     """An entry pod, a worker, and the headless Service that ENTRY_ADDRESS names."""
     life = Life(node, "", "pair")

@@ -1,7 +1,5 @@
 """What is found and removed after a node, and what is never touched."""
 
-import errno
-import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -70,21 +68,15 @@ def test_a_folder_without_mounts_is_removed(tmp_path: Path):
     assert not (tmp_path / "a").exists()
 
 
-def test_a_mount_that_comes_late_is_detached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A `mount` that kubelet had begun may outlive it by a moment."""
-    volume = tmp_path / "node" / "volume"
-    volume.mkdir(parents=True)
-    remove, busy = shutil.rmtree, [volume]
-
-    def rmtree(folder: Path) -> None:
-        if busy:
-            raise OSError(errno.EBUSY, "Device or resource busy", str(volume))
-        remove(folder)
-
-    monkeypatch.setattr(leftovers.shutil, "rmtree", rmtree)
-    monkeypatch.setattr(leftovers, "unmount_all", lambda folders: busy.clear() if folders == [volume.parent] else None)
-    remove_tree(volume.parent)
-    assert not volume.parent.exists()
+def test_mounts_are_found_through_a_link(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The kernel knows the real path only; a checkout that is reached through a link holds its mounts all the same."""
+    (tmp_path / "real" / "volume").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    mounted = f"30 28 0:30 / {tmp_path}/real/volume rw - tmpfs tmpfs rw\n"
+    monkeypatch.setattr(leftovers.Path, "read_text", lambda *_given, **_more: mounted)
+    with pytest.raises(ClusterError, match="real/volume"):
+        remove_tree(tmp_path / "link")
+    assert (tmp_path / "real" / "volume").exists()
 
 
 def test_control_groups_are_found_in_both_versions(tmp_path: Path):

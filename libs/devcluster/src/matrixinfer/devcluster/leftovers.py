@@ -9,7 +9,6 @@ a user's own files.
 
 import contextlib
 import ctypes
-import errno
 import os
 import re
 import shutil
@@ -61,6 +60,13 @@ def mounts_under(mountinfo: str, folders: Sequence[Path]) -> list[Path]:
     return [p for p in reversed(points) if any(p == folder or folder in p.parents for folder in folders)]
 
 
+def _mounts_now(folders: Sequence[Path]) -> list[Path]:
+    # The kernel tells paths without links, and a checkout may well be reached through one.
+    return mounts_under(
+        Path("/proc/self/mountinfo").read_text(encoding="utf-8"), [folder.resolve() for folder in folders]
+    )
+
+
 def _unescaped(field: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
 
@@ -78,7 +84,7 @@ def unmount_all(folders: Sequence[Path]) -> None:
     """Detach every mount at or below these folders."""
     libc = ctypes.CDLL(None, use_errno=True)
     for _ in range(10):
-        points = mounts_under(Path("/proc/self/mountinfo").read_text(encoding="utf-8"), folders)
+        points = _mounts_now(folders)
         if not points:
             return
         for point in points:
@@ -90,16 +96,9 @@ def remove_tree(folder: Path) -> None:
     """Remove a folder with all it holds, but never through a mount."""
     if not folder.exists():
         return
-    if points := mounts_under(Path("/proc/self/mountinfo").read_text(encoding="utf-8"), [folder]):
+    if points := _mounts_now([folder]):
         raise ClusterError(f"{folder} still holds the mount {points[0]}; `umount -l` it as root, then try again")
-    try:
-        shutil.rmtree(folder)
-    except OSError as exc:
-        if exc.errno != errno.EBUSY:
-            raise
-        # A `mount` that a killed kubelet had begun ended just now.
-        unmount_all([folder])
-        shutil.rmtree(folder)
+    shutil.rmtree(folder)
 
 
 def cgroup_folders(name: str, root: Path = _CGROUPS) -> list[Path]:
