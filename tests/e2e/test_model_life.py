@@ -341,7 +341,7 @@ def test_a_request_wakes_a_model_that_was_scaled_to_zero(node: Node, gateway: st
     model["metadata"]["name"] = "sleeper"
     model["spec"]["backends"][0] |= {"minReplicas": 0, "maxReplicas": 1}
     life.kubectl("apply", "-f", "-", stdin=orjson.dumps(model).decode())
-    life.wait("the route", lambda: life.condition("modelroute", "sleeper", "Accepted").get("status") == "True")
+    life.wait("the Model to be active", lambda: life.condition("model", "sleeper", "Active").get("status") == "True")
     life.kubectl("scale", life.infer(), "--replicas=0")
     life.wait("rest", lambda: not life.get("pods", "-l", f"registry.matrixinfer.ai/model-name={life.name}")["items"])
     assert ask(gateway, "sleeper", "hi", max_tokens=2).error == ""
