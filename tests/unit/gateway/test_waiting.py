@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 from tests.unit.gateway.rig import OK, Answer, Asked, Rig, post
 
 from matrixinfer.gateway.core.line import QueueLimits
@@ -206,6 +207,30 @@ async def test_those_who_wait_for_a_route_that_is_deleted_are_told(rig: Rig) -> 
     rig.name = "another"
     rig.publish()
     assert ((await answer).status, (await answer).error["code"]) == (404, "model_not_found")
+
+
+async def test_a_fault_of_ours_costs_one_of_those_who_wait(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = Gate()
+    await one_at_a_time(rig, gate)
+    busy = rig.load(0)
+    answers = [asking(rig, "unlucky")]
+    await standing(rig, 1)
+    answers.append(asking(rig, "next"))
+    await standing(rig, 2)
+    choose = rig.handler._choose
+    faults = iter([ZeroDivisionError()])
+
+    def choose_or_fail(*arguments: Any) -> Any:
+        for fault in faults:
+            raise fault
+        return choose(*arguments)
+
+    monkeypatch.setattr(rig.handler, "_choose", choose_or_fail)
+    with capture_logs() as logs:
+        busy()
+        await gate.let_one_pass()
+        assert [(await answer).status for answer in answers] == [500, 200]
+    assert [line["event"] for line in logs] == ["request_failed"]
 
 
 async def test_the_time_to_come_back_follows_the_speed_of_the_line(rig: Rig) -> None:

@@ -127,7 +127,7 @@ class Waiting:
         )
         self._admit(waiter)
         expiry = loop.call_at(waiter.deadline, self._expire, waiter)
-        self.release()
+        self._release(_key(full.server))
         try:
             return await waiter.future
         except asyncio.CancelledError:
@@ -220,7 +220,8 @@ class Waiting:
                 continue
             try:
                 placed = waiter.try_again()
-            except GatewayError as error:
+            # The edge of one request: a fault of ours is its own handler's to tell, and costs nobody else his turn.
+            except Exception as error:  # noqa: BLE001
                 waiter.future.set_exception(error)
                 self._leave(waiter)
                 continue
@@ -247,7 +248,8 @@ class Waiting:
         return False
 
     def _ticked(self) -> None:
-        self._tick = None
+        # Set first: whatever happens below, those who wait are looked after again.
+        self._tick = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._ticked) if self.lines else None
         if not self.lines:
             return
         keys = list(self.lines)
@@ -255,8 +257,6 @@ class Waiting:
         for key in islice((*keys[self._skip :], *keys[: self._skip]), _LINES_PER_TICK):
             self._release(key)
         self._wake_all()
-        if self.lines:
-            self._tick = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._ticked)
 
     def _wake_all(self) -> None:
         now = asyncio.get_running_loop().time()
