@@ -15,8 +15,9 @@ import msgspec
 __all__ = ["AccessLog", "AccessRecord", "DecisionRecord"]
 
 _FLUSH_SECONDS = 0.1
-_FLUSH_BYTES = 32 * 1024
-_BACKLOG_CHUNKS = 256
+# Each chunk wakes the writing thread, and a thread that wakes takes the interpreter from the streams for a moment.
+_FLUSH_BYTES = 128 * 1024
+_BACKLOG_CHUNKS = 64
 
 
 class DecisionRecord(msgspec.Struct, omit_defaults=True):
