@@ -79,8 +79,7 @@ async def streams() -> AsyncIterator[Streams]:
         yield made
         made.running.cancel()
         made.engine.close()
-    for fd in (made.board_fd, made.prefix_fd, made.ledger_fd, made.health_fd):
-        os.close(fd)
+    made.memory.close()
 
 
 async def test_a_worker_that_is_killed_while_both_stream_loses_its_own_streams_only(streams: Streams) -> None:
