@@ -31,7 +31,6 @@ SCENARIOS: Final[dict[str, Callable[[scenarios.Plan, Report], Awaitable[None]]]]
     "memory": scenarios.memory,
     "crowd": scenarios.crowd,
     "decision": partial(scenarios.another_bench, "decision", quick=("--rounds", "5")),
-    "scrape": partial(scenarios.another_bench, "scrape", quick=("--seconds", "5")),
     "quality": partial(scenarios.another_bench, "quality", quick=("--seeds", "1")),
 }
 
