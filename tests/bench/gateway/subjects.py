@@ -152,7 +152,7 @@ class Unavailable(Exception):
 def _install(requirement: str) -> Path:
     """Return the folder with the programs of a peer, installed on first use. Raises Unavailable."""
     wanted = f"{requirement}=={VERSIONS[requirement]}"
-    folder = repository() / ".cache" / "bench" / wanted.partition("[")[0].replace("==", "-")
+    folder = repository() / ".cache" / "bench" / f"{requirement.partition('[')[0]}-{VERSIONS[requirement]}"
     done = folder / "installed"
     if not done.exists():
         uv = str(Path(sys.executable).with_name("uv"))
