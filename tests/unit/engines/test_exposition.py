@@ -70,9 +70,17 @@ def test_the_fullest_rank_stands_for_the_pod() -> None:
     assert EVERYTHING.read(text).number(Metric.KV_USAGE) == 0.9
 
 
-@pytest.mark.parametrize("value", [b"NaN", b"+Inf", b"-Inf"])
-def test_what_is_not_finite_is_missing(value: bytes) -> None:
-    assert EVERYTHING.read(b"vllm:num_requests_running " + value + b"\n").number(Metric.RUNNING) is None
+@pytest.mark.parametrize("value", [b"NaN", b"+Inf", b"-Inf", b"1.7e308", b"-2e18"])
+def test_what_is_not_finite_or_absurd_is_missing(value: bytes) -> None:
+    """Two of the largest numbers cannot even be added."""
+    text = b'vllm:num_requests_running{engine="0"} ' + value + b'\nvllm:num_requests_running{engine="1"} ' + value
+    assert EVERYTHING.read(text + b"\n").number(Metric.RUNNING) is None
+
+
+def test_a_histogram_whose_sum_is_not_finite_is_missing() -> None:
+    text = b'vllm:time_to_first_token_seconds_bucket{le="+Inf"} 1\nvllm:time_to_first_token_seconds_sum %s\n'
+    assert EVERYTHING.read(text % b"2").histogram(Metric.TTFT) is not None
+    assert EVERYTHING.read(text % b"+Inf").histogram(Metric.TTFT) is None
 
 
 def test_a_line_that_does_not_parse_is_counted_not_raised() -> None:

@@ -34,6 +34,8 @@ _LABEL: Final = re.compile(rb'([a-zA-Z_][a-zA-Z0-9_]*)\s*=\s*"((?:[^"\\]|\\.)*)"
 _SUFFIXES: Final = rb"(?:_bucket|_sum|_count)"
 _ESCAPES: Final = {b"\\\\": b"\\", b'\\"': b'"', b"\\n": b"\n"}
 _ESCAPE: Final = re.compile(rb"\\.")
+_LARGEST: Final = 1e18
+"""No engine counts that far: what says more is broken, and reads as infinite. Sums over pods cannot overflow."""
 _SHARING_RANKS: Final = frozenset({"tp_rank", "pp_rank", "moe_ep_rank", "ep_rank"})
 
 
@@ -244,9 +246,10 @@ def _unescape(value: bytes) -> bytes:
 def _number(text: bytes) -> float | None:
     """A sample value or bucket bound (`+Inf`, `NaN` included); `None` for anything else."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return None
+    return math.copysign(math.inf, value) if abs(value) > _LARGEST else value
 
 
 def _histogram(buckets: Mapping[float, float], total: float) -> Histogram | None:
@@ -254,4 +257,5 @@ def _histogram(buckets: Mapping[float, float], total: float) -> Histogram | None
     bounds = tuple(sorted(buckets))
     counts = tuple(buckets[bound] for bound in bounds)
     steady = all(0 <= low <= high < math.inf for low, high in zip((0.0, *counts), counts, strict=False))
-    return Histogram(bounds, counts, total) if steady and bounds and bounds[-1] == math.inf else None
+    whole = steady and math.isfinite(total) and bounds and bounds[-1] == math.inf
+    return Histogram(bounds, counts, total) if whole else None
