@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,9 +18,11 @@ STAT = "123 (odd) name)) S 1 123 123 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 98765
 
 
 @pytest.fixture
-def lock(tmp_path: Path) -> int:
+def lock(tmp_path: Path) -> Iterator[int]:
     """A descriptor to stand for the transition lock."""
-    return os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
+    made = os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR)
+    yield made
+    os.close(made)
 
 
 @pytest.fixture
@@ -103,6 +107,17 @@ def test_only_what_a_cluster_needs_of_the_environment_is_passed(
     text = ledger.log("env").read_text()
     assert "GIVEN=1" in text
     assert "KUBECONFIG" not in text
+
+
+def test_a_process_is_waited_for_by_a_caller_with_thousands_of_open_files(ledger: Ledger, lock: int):
+    """`select` refuses descriptors above 1,023."""
+    ledger.start("short", ["true"], lock=lock)
+    found = ledger.recorded("short")
+    assert found is not None
+    with ExitStack() as held:
+        for _ in range(1100):
+            held.callback(os.close, os.dup(lock))
+        assert wait_gone(found, 5)
 
 
 def test_the_lock_is_given_up_by_the_program(ledger: Ledger, lock: int):

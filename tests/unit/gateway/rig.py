@@ -1,11 +1,12 @@
 """A gateway worker in this process, real sockets on loopback, and engines that do exactly what a test says."""
 
 import asyncio
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -199,6 +200,17 @@ def post(body: bytes = b'{"model":"m"}', path: str = "/v1/chat/completions", **h
     return f"POST {path} HTTP/1.1\r\nhost: gw\r\n{lines}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
+T = TypeVar("T")
+
+
+def mapped(descriptor: int, board: Callable[[int], T]) -> T:
+    """A board of this test's own: its memory lives as long as the map, without the descriptor."""
+    try:
+        return board(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 class Rig:
     """A worker without processes around it."""
 
@@ -208,16 +220,13 @@ class Rig:
         self.records: list[AccessRecord] = []
         self.recorded = asyncio.Event()
         self.stats = Stats()
-        self.board = LoadBoard(LoadBoard.create(1, 64), 1, 64)
-        self.prefixes = PrefixIndex(
+        self.board = mapped(LoadBoard.create(1, 64), lambda fd: LoadBoard(fd, 1, 64))
+        self.prefixes = mapped(
             PrefixIndex.create(workers=1, capacity=64, table_bytes=1 << 16),
-            worker=0,
-            workers=1,
-            capacity=64,
-            table_bytes=1 << 16,
+            lambda fd: PrefixIndex(fd, worker=0, workers=1, capacity=64, table_bytes=1 << 16),
         )
-        self.ledger = Ledger(Ledger.create(1, 64), 1, 64)
-        self.health = HealthBoard(HealthBoard.create(1, 64), 1, 64)
+        self.ledger = mapped(Ledger.create(1, 64), lambda fd: Ledger(fd, 1, 64))
+        self.health = mapped(HealthBoard.create(1, 64), lambda fd: HealthBoard(fd, 1, 64))
         self.limits = InletLimits()
         self.pool_limits = PoolLimits()
         self.defaults = TrafficDefaults(retry_interval_seconds=0, queue=QueueLimits(busy_seconds=0, empty_seconds=0))

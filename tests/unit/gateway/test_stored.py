@@ -6,7 +6,7 @@ import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.unit.gateway.rig import Asked, Behaviour, Rig, answering, post
+from tests.unit.gateway.rig import Asked, Behaviour, Rig, answering, mapped, post
 
 from matrixinfer.gateway.core.objects import IdFinder, Keeper, keeper
 from matrixinfer.gateway.core.types import Endpoint
@@ -43,8 +43,7 @@ def test_the_search_ends() -> None:
 
 
 def test_every_worker_finds_what_one_of_them_remembers() -> None:
-    fd = Ledger.create(2, 64)
-    mine, other = Ledger(fd, 2, 64), Ledger(fd, 2, 64)
+    mine, other = mapped(Ledger.create(2, 64), lambda fd: (Ledger(fd, 2, 64), Ledger(fd, 2, 64)))
     mine.page(0).remember("resp_a", Keeper(7))
     mine.page(1).remember("resp_b", Keeper(8))
     assert (other.find("resp_a"), other.find("resp_b"), other.find("resp_c")) == (7, 8, None)
@@ -53,7 +52,7 @@ def test_every_worker_finds_what_one_of_them_remembers() -> None:
 @given(st.lists(st.tuples(st.text(max_size=9), st.integers(1, 2**64 - 1)), min_size=1, max_size=200))
 def test_the_newest_are_kept_and_memory_is_bounded(entries: list[tuple[str, int]]) -> None:
     """One bucket of eight: whatever was remembered, the last eight ids are right and nothing else is found."""
-    ledger = Ledger(Ledger.create(1, 8), 1, 8)
+    ledger = mapped(Ledger.create(1, 8), lambda fd: Ledger(fd, 1, 8))
     page = ledger.page(0)
     for object_id, number in entries:
         page.remember(object_id, Keeper(number))
@@ -80,7 +79,7 @@ def test_a_reader_that_catches_half_of_a_write_sees_nothing_false() -> None:
 
     known: dict[str, int] = {}
     seen: list[dict[str, int | None]] = []
-    ledger = Ledger(Ledger.create(1, 8), 1, 8)
+    ledger = mapped(Ledger.create(1, 8), lambda fd: Ledger(fd, 1, 8))
     page = ledger.page(0)
     page._words = Traced(page._words)  # type: ignore[assignment]
     for number in range(1, 9):

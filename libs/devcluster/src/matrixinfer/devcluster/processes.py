@@ -89,7 +89,10 @@ def wait_gone(target: Identity, seconds: float) -> bool:
         return True
     try:
         if identify(target.pid) == target:
-            select.select([handle], [], [], max(0.0, seconds))
+            # Not `select`, which refuses descriptors above 1,023.
+            waiting = select.poll()
+            waiting.register(handle, select.POLLIN)
+            waiting.poll(max(0.0, seconds) * 1000)
     finally:
         os.close(handle)
     _reap(target.pid)
