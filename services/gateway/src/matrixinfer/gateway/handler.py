@@ -282,7 +282,7 @@ class Handler:
             if outcome.untouched or outcome.failure is Failure.ENDPOINT_GONE:
                 choice.undo()
             trace.failures.append(f"{choice.endpoint.pod}: {outcome.failure.value} {outcome.detail}".rstrip())
-            if not self._shall_retry(exchange, outcome, trace, agreed) or not self._can_afford(choice, trace):
+            if not self._shall_retry(exchange, outcome, trace, agreed) or not self._can_afford(choice, outcome, trace):
                 self._end_badly(exchange, trace, outcome)
                 return
             tried.add(choice.endpoint.uid)
@@ -375,11 +375,14 @@ class Handler:
         failure = Failure.RESET if outcome.failure is Failure.STALE else outcome.failure
         return may_retry(failure, trace.retries, agreed.retry, transient=transient)
 
-    def _can_afford(self, choice: Choice, trace: Trace) -> bool:
+    def _can_afford(self, choice: Choice, outcome: Outcome, trace: Trace) -> bool:
         """Whether sending the request again multiplies no overload.
 
-        What was in flight on an endpoint that takes nothing any more fails once, and costs nothing.
+        What was in flight on an endpoint that takes nothing any more fails once, and costs nothing; nor does a
+        request that could not even be sent.
         """
+        if outcome.failure is Failure.CONNECT:
+            return True
         chooser = self._chooser
         is_last = not chooser.is_offered(choice) or (chooser.is_left_out(choice) and not trace.tripped)
         if is_last or self._budgets.of(choice.server).spend(self._clock()):
