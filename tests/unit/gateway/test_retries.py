@@ -107,6 +107,19 @@ async def test_beat_40_a_pod_that_goes_away_with_all_its_requests_does_not_exhau
     assert len(good.asked) == 20
 
 
+async def test_beat_40_a_refused_connection_costs_nothing_of_the_budget(rig: Rig) -> None:
+    """The request was never sent, so sending it elsewhere multiplies no work."""
+    await rig.engine(listening=False)
+    good = await rig.engine()
+    limits = BudgetLimits(0.0, 0.0)
+    rig.defaults = replace(rig.defaults, retry_budget=limits, breaker=replace(rig.defaults.breaker, failures=0))
+    await rig.start()
+    rig.load(1, 50)
+    assert [(await rig.ask()).status for _ in range(20)] == [200] * 20
+    assert len(good.asked) == 20
+    assert all(record.retries == 1 for record in rig.records)
+
+
 @pytest.mark.parametrize("cut", [b"", b"5\r\nhello\r\n"])
 async def test_beat_41_nothing_is_asked_again_once_a_byte_is_out(rig: Rig, cut: bytes) -> None:
     async def begin_and_die(_asked: Asked, writer: asyncio.StreamWriter) -> None:
