@@ -188,6 +188,41 @@ def _exists(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
+async def test_requests_outlive_the_supervisor(world: World) -> None:
+    """The last word of a worker whose supervisor is gone is the end of its last answer."""
+    await world.start()
+    world.release.clear()
+    async with asyncio.TaskGroup() as tasks:
+        asking = [tasks.create_task(world.ask()) for _ in range(8)]
+        await world.until(lambda: world.waiting == 8)
+        for member in world.fleet._members.values():
+            member.writer.transport.abort()
+        # Longer than a worker goes without a report: it has found nobody to tell.
+        await asyncio.sleep(2.5)
+        world.release.set()
+    assert {task.result() for task in asking} == {b"HTTP/1.1 200 OK"}
+
+
+async def test_a_worker_that_cannot_be_started_costs_the_others_nothing(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await world.start()
+    spawn, refusals = asyncio.create_subprocess_exec, [OSError(12, "Cannot allocate memory")]
+
+    async def out_of_memory(*arguments: Any, **options: Any) -> Any:
+        if refusals:
+            raise refusals.pop()
+        return await spawn(*arguments, **options)
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", out_of_memory)
+    dead, other = (worker["pid"] for worker in world.workers())
+    os.kill(dead, signal.SIGKILL)
+    await world.until(lambda: not refusals and world.fleet.is_serving is True)
+    pids = {worker["pid"] for worker in world.workers()}
+    assert other in pids
+    assert dead not in pids
+
+
 async def test_any_worker_explains_what_it_decided_and_a_replay_agrees(world: World) -> None:
     await world.start()
     request = REQUEST.replace(b"\r\n\r\n", b"\r\nx-request-id: named-%d\r\n\r\n")

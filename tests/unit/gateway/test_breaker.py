@@ -118,6 +118,11 @@ def test_an_endpoint_whose_answers_are_errors_is_found() -> None:
     assert judge({"a": FINE, "b": Tally(10, 6)}, OutlierPolicy()) == {"b": Cause.ERRORS}
 
 
+def test_streams_that_break_off_without_an_answer_in_the_same_span_are_judged() -> None:
+    """They began before the span; their pod then has errors and not one answer."""
+    assert judge({"a": FINE, "b": Tally(0, 6)}, OutlierPolicy()) == {"b": Cause.ERRORS}
+
+
 def test_errors_that_all_have_are_nobodys() -> None:
     bad = Tally(10, 6)
     assert judge({"a": bad, "b": bad, "c": bad}, OutlierPolicy()) == {}

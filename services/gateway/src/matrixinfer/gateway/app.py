@@ -216,7 +216,11 @@ async def _compare(settings: GatewaySettings, feed: SnapshotFeed, fleet: Fleet) 
     comparison = Comparison(fleet.health, settings.traffic_defaults.breaker, settings.outlier_policy, monotonic)
     while True:
         await asyncio.sleep(_COMPARE_SECONDS)
-        comparison.look(feed.current)
+        try:
+            comparison.look(feed.current)
+        # The edge of one look: a fault of ours must cost neither the next look nor any traffic, and must be seen.
+        except Exception:
+            log.exception("comparison_failed")
 
 
 def _send(feed: SnapshotFeed, engines: EngineFeed, fleet: Fleet) -> None:

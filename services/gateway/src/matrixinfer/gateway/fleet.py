@@ -221,16 +221,21 @@ class Fleet:
         failures = 0
         while not self._is_ending():
             began = self._clock()
-            member = await self._start(index)
             try:
-                await self._attend(member)
-            finally:
-                await self._bury(member)
-            if self._is_ending():
-                return
+                member = await self._start(index)
+            except OSError as exc:
+                # Out of memory, processes or descriptors: the other workers must live on, and this one comes later.
+                log.error("worker_not_started", worker=index, reason=exc.strerror or str(exc))
+            else:
+                try:
+                    await self._attend(member)
+                finally:
+                    await self._bury(member)
+                if self._is_ending():
+                    return
+                metrics.WORKER_RESTARTS.inc()
+                log.error("worker_died", worker=index, pid=member.process.pid, code=member.process.returncode)
             failures = 0 if self._clock() - began > _HEALTHY_SECONDS else failures + 1
-            metrics.WORKER_RESTARTS.inc()
-            log.error("worker_died", worker=index, pid=member.process.pid, code=member.process.returncode)
             await asyncio.sleep(_RESTART_SECONDS[min(failures, len(_RESTART_SECONDS) - 1)])
 
     def _is_ending(self) -> bool:
@@ -252,22 +257,26 @@ class Fleet:
             "ledger-entries": self._ledger_entries,
             "health-fd": self._health_fd,
         }
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-m",
-                "matrixinfer.gateway.worker",
-                *(part for name, value in options.items() for part in (f"--{name}", str(value))),
-                stdin=asyncio.subprocess.DEVNULL,
-                pass_fds=(
-                    theirs.fileno(),
-                    listener.fileno(),
-                    self._board_fd,
-                    self._prefix_fd,
-                    self._ledger_fd,
-                    self._health_fd,
-                ),
-            )
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-m",
+                    "matrixinfer.gateway.worker",
+                    *(part for name, value in options.items() for part in (f"--{name}", str(value))),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    pass_fds=(
+                        theirs.fileno(),
+                        listener.fileno(),
+                        self._board_fd,
+                        self._prefix_fd,
+                        self._ledger_fd,
+                        self._health_fd,
+                    ),
+                )
+        except OSError:
+            ours.close()
+            raise
         reader, writer = await asyncio.open_unix_connection(sock=ours)
         member = self._members[index] = _Member(index, process, reader, writer)
         log.info("worker_started", worker=index, pid=process.pid)

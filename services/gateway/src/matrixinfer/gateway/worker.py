@@ -18,6 +18,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
 import uvloop
@@ -221,7 +222,11 @@ class Worker:
             await asyncio.sleep(_REPORT_SECONDS)
             self._pool.sweep(loop.time(), self._handler.peers())
             self._send(writer, self._report())
-            await writer.drain()
+            try:
+                await writer.drain()
+            except ConnectionError:
+                # The supervisor is gone; `_listen_to_supervisor` ends this worker when its streams have ended.
+                return
 
     async def _note_progress_for_ever(self) -> None:
         while True:
@@ -332,7 +337,8 @@ async def _run(arguments: argparse.Namespace) -> None:
             access=access,
         )
         await worker.run(reader, writer)
-        await writer.drain()
+        with suppress(ConnectionError):
+            await writer.drain()
     finally:
         writer.close()
         access.close(_ACCESS_LOG_CLOSE_SECONDS)

@@ -100,7 +100,8 @@ def _failing(recent: Mapping[str, Tally], share: float) -> list[str]:
         if own.errors < max(_LEAST_ERRORS, share * own.answers):
             return False
         others = answers - own.answers
-        return others > 0 and own.errors / own.answers >= 2 * (errors - own.errors) / others
+        # A stream that breaks off now may have been answered before the span began: then it has errors and no answer.
+        return others > 0 and own.errors / max(own.answers, own.errors) >= 2 * (errors - own.errors) / others
 
     return [uid for uid, own in recent.items() if is_outlier(own)]
 
