@@ -130,6 +130,42 @@ async def test_a_full_line_lets_go_of_its_last_for_somebody_more_urgent(rig: Rig
     assert marks(engine) == ["running", "urgent", "a"]
 
 
+async def test_nobody_is_let_go_for_one_that_does_not_fit_all_the_same(rig: Rig) -> None:
+    gate = Gate()
+    await one_at_a_time(rig, gate, bytes=200)
+    answers = []
+    for count, mark in enumerate(("running", "a", "b")):
+        answers.append(asking(rig, mark))
+        await standing(rig, count)
+    too_large = asking(rig, "x" * 300, x_request_priority="1")
+    assert (await too_large).status == 429
+    for _ in range(3):
+        await gate.let_one_pass()
+    assert [(await answer).status for answer in answers] == [200] * 3
+
+
+async def test_one_that_failed_where_there_is_room_does_not_hold_up_those_behind_it(rig: Rig) -> None:
+    """The first in line may go only where it did not fail, and that endpoint is busy; the other one is idle."""
+    failures = iter([b"HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy"])
+
+    async def fail_once(_asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(next(failures, OK))
+
+    gate = Gate()
+    busy = await one_at_a_time(rig, gate)
+    holding = asking(rig, "holding")
+    await rig.until(lambda: len(busy.asked) == 1)
+    once = await rig.engine(fail_once)
+    first = asking(rig, "first")
+    await rig.until(lambda: len(once.asked) == 1)
+    await standing(rig, 1)
+    assert (await asking(rig, "second")).status == 200
+    assert not first.done()
+    for _ in range(2):
+        await gate.let_one_pass()
+    assert [(await holding).status, (await first).status] == [200, 200]
+
+
 @pytest.mark.parametrize("by", ["queue", "client", "policy"])
 async def test_nobody_waits_longer_than_it_may(rig: Rig, by: str) -> None:
     gate = Gate()

@@ -28,6 +28,8 @@ __all__ = ["Placed", "Waiting"]
 _TICK_SECONDS: Final = 0.01
 _LINES_PER_TICK: Final = 4
 """What looking for the room that others made may cost, however many servers are busy."""
+_PASSED_OVER: Final = 8
+"""How many a look may pass over: a look must stay short."""
 _SPEEDS_KEPT: Final = 1024
 _WAKE_SECONDS: Final = 1.0
 _RETRY_AFTER_MOST: Final = 60
@@ -159,16 +161,28 @@ class Waiting:
         wait = None if waiter.full.is_empty else found.turns.seconds(found.line.ahead_of(waiter.place))
         if waiter.deadline <= now or (wait is not None and now + wait > waiter.deadline):
             raise self._refusal(waiter)
-        while found.line.is_full or self._bytes + waiter.size > self._limits.bytes:
-            last = found.line.last_behind(waiter.place)
-            if last is None:
-                raise self._refusal(waiter)
-            self._refuse(last)
+        going = self._in_the_way(found.line, waiter)
+        if going is None:
+            raise self._refusal(waiter)
+        for other in going:
+            self._refuse(other)
         self.lines[key] = found
         found.line.join(waiter.place, waiter)
         self._bytes += waiter.size
         if self._tick is None:
             self._tick = asyncio.get_running_loop().call_later(_TICK_SECONDS, self._ticked)
+
+    def _in_the_way(self, line: Line[_Waiter], waiter: _Waiter) -> list[_Waiter] | None:
+        """Who has to go so that it fits; None when even that would not help, and then nobody goes."""
+        going: list[_Waiter] = []
+        excess = self._bytes + waiter.size - self._limits.bytes
+        for other in [*line.behind(waiter.place), None]:
+            if excess <= 0 and (going or not line.is_full):
+                return going
+            if other is not None:
+                going.append(other)
+                excess -= other.size
+        return None
 
     def _speed_of(self, key: _Key) -> Turns:
         """What was seen of the line when somebody stood in it before."""
@@ -211,8 +225,9 @@ class Waiting:
 
     def _release(self, key: _Key, *, rerouted: bool = False) -> None:
         loop = asyncio.get_running_loop()
+        passed_over: set[Place] = set()
         while (found := self.lines.get(key)) is not None:
-            waiter = found.line.next()
+            waiter = found.line.next(passed_over)
             if waiter is None or not (rerouted or self._has_room(waiter.full.server)):
                 return
             if waiter.future.done():
@@ -228,7 +243,11 @@ class Waiting:
             if isinstance(placed, Full):
                 if not self._stays(waiter, placed):
                     continue
-                return
+                # It may not take the room that there is, because it failed there: those behind it may.
+                if placed.is_empty or len(passed_over) >= _PASSED_OVER or not self._has_room(placed.server):
+                    return
+                passed_over.add(waiter.place)
+                continue
             found.line.turned()
             found.turns.turned(loop.time())
             waiter.future.set_result(placed)

@@ -9,7 +9,7 @@ inconsistent. A place is a value that never changes.
 """
 
 from bisect import bisect_left, insort
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from math import ceil
 from typing import Final, Generic, NamedTuple, TypeVar
@@ -93,19 +93,18 @@ class Line(Generic[_T]):
         """How many are served before `place`, not counting those whose turn comes for their age."""
         return bisect_left(self._order, place)
 
-    def last_behind(self, place: Place) -> _T | None:
-        """Who stands last, when that is behind `place`: whoever has to go for it."""
-        if not self._order or self._order[-1] < place:
-            return None
-        return self._who[self._order[-1]]
+    def behind(self, place: Place) -> list[_T]:
+        """Those who stand behind `place`, the last one first: who has to go for it, in this order."""
+        return [self._who[other] for other in reversed(self._order[bisect_left(self._order, place) :])]
 
-    def next(self) -> _T | None:
-        """Whose turn it is; asking twice gives the same answer until `turned`."""
-        if not self._order:
+    def next(self, without: Collection[Place] = ()) -> _T | None:
+        """Whose turn it is, `without` those who cannot take it; asking twice gives the same answer until `turned`."""
+        order = [place for place in self._order if place not in without] if without else self._order
+        if not order:
             return None
         if self._turns % _OLDEST_EVERY == _OLDEST_EVERY - 1:
-            return self._who[min(self._order, key=_age)]
-        return self._who[self._order[0]]
+            return self._who[min(order, key=_age)]
+        return self._who[order[0]]
 
     def turned(self) -> None:
         """The next one was served."""
