@@ -136,3 +136,15 @@ def test_beat_10_a_splice_leaves_every_byte_that_is_not_the_models_value(
         return msgspec.json.encode(model).join(piece.encode() for piece in pieces)
 
     assert with_model(written(before), after) == written(after)
+
+
+@pytest.mark.parametrize("length", [512, 513])
+def test_a_name_that_can_be_no_models_is_refused_without_repeating_it(length: int) -> None:
+    body = b'{"model":"%s"}' % (b"x" * length)
+    if length == 512:
+        assert peek(body).model == "x" * 512
+        return
+    with pytest.raises(BodyError, match="at most 512") as refused:
+        peek(body)
+    assert refused.value.param == "model"
+    assert len(str(refused.value)) < 100

@@ -105,3 +105,9 @@ async def test_a_conversation_whose_pod_goes_stays_together(rig: Rig) -> None:
         await rig.ask(post(cookie="sid=a"))
     assert len({record.pod for record in rig.records[1:]}) == 1
     assert rig.records[1].pod != first
+
+
+def test_what_is_remembered_of_a_session_is_small_whatever_the_client_sends() -> None:
+    homes = SessionHomes([Endpoint(0, "p", "u", "10.0.0.1", 80)])
+    assert homes.of("s" * 60_000) == homes.of("s" * 60_000) == (0,)
+    assert all(isinstance(key, int) for key in homes._known)

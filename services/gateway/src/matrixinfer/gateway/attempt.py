@@ -40,12 +40,14 @@ _TAKE_STREAM_OPTIONS = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 _NOT_FOR_ENGINES = frozenset(
     {
         b"accept-encoding",
+        b"api-key",
         b"authorization",
         b"content-length",
         b"cookie",
         b"expect",
         b"host",
         b"x-api-key",
+        b"x-goog-api-key",
         b"x-matrixinfer-explain",
         b"x-request-id",
     }

@@ -3,7 +3,8 @@
 One budget per server and worker; a share of every worker's requests is a share of all. A few retries are always
 allowed, else a server that is asked seldom could never repeat anything. The trap: a pod that dies with hundreds of
 requests must not exhaust what its neighbours need: a failure of an endpoint that takes no request any more costs
-nothing, because it can happen only once (`handler`).
+nothing, because it can happen only once, and neither does a connection that was refused, because nothing was sent
+(`handler`).
 """
 
 from collections import deque

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from matrixinfer.gateway.core.peek import BodyError, Peek
+from matrixinfer.gateway.core.peek import BodyError, Peek, model_name
 
 __all__ = ["Part", "form_boundary", "form_parts", "is_multipart", "peek_form", "with_form_model"]
 
@@ -98,10 +98,8 @@ def peek_form(body: bytes, boundary: bytes) -> Peek:
             if stream is not None:
                 raise BodyError("'stream' must occur once.", "stream")
             stream = _text(body, part).strip().lower().encode() in _TRUE
-    if not model or not model.strip():
-        raise BodyError("You must provide a 'model' parameter.", "model")
     # Options of a stream are an object of JSON: nobody may write them into a form.
-    return Peek(model, bool(stream), has_stream_options=True)
+    return Peek(model_name(model), bool(stream), has_stream_options=True)
 
 
 def with_form_model(body: bytes, boundary: bytes, model: str) -> bytes:

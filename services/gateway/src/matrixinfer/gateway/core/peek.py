@@ -6,7 +6,10 @@ order are none of its business: the body travels on as the bytes that came in.
 
 import msgspec
 
-__all__ = ["BodyError", "Peek", "peek"]
+__all__ = ["BodyError", "Peek", "model_name", "peek"]
+
+_NAME_LIMIT = 512
+"""Characters of a model's name, or bytes of an id. Names go into errors and logs: nobody may blow them up."""
 
 
 class BodyError(ValueError):
@@ -54,12 +57,20 @@ def peek(body: bytes) -> Peek:
     # UnicodeDecodeError and msgspec.DecodeError are ValueErrors; both mean that this is not JSON.
     except ValueError as exc:
         raise BodyError(f"The request body is not valid JSON: {exc}") from exc
-    if not members.model or not members.model.strip():
-        raise BodyError("You must provide a 'model' parameter.", "model")
+    model = model_name(members.model)
     previous = bytes(members.previous_response_id)
     return Peek(
-        members.model,
+        model,
         bytes(members.stream) == b"true",
-        msgspec.json.decode(previous) if previous[:1] == b'"' else "",
+        msgspec.json.decode(previous) if previous[:1] == b'"' and len(previous) <= _NAME_LIMIT else "",
         bool(members.stream_options),
     )
+
+
+def model_name(given: str | None) -> str:
+    """Return the model that a body names. Raises BodyError when it names none, or what can be no name."""
+    if not given or not given.strip():
+        raise BodyError("You must provide a 'model' parameter.", "model")
+    if len(given) > _NAME_LIMIT:
+        raise BodyError(f"'model' has {len(given)} characters, at most {_NAME_LIMIT} are a name.", "model")
+    return given

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from heapq import nlargest
 from typing import Final
 
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_intdigest, xxh3_128_intdigest
 
 from matrixinfer.gateway.core.types import Endpoint, SessionAffinity
 
@@ -42,15 +42,18 @@ class SessionHomes:
 
     def __init__(self, endpoints: Sequence[Endpoint]) -> None:
         self._seeds = [xxh3_64_intdigest(endpoint.uid.encode()) for endpoint in endpoints]
-        self._known: dict[str, tuple[int, ...]] = {}
+        self._known: dict[int, tuple[int, ...]] = {}
 
     def of(self, session: str) -> tuple[int, ...]:
         """Return the positions of the few endpoints that a session belongs to, best first."""
-        found = self._known.get(session)
+        text = session.encode()
+        # Not the text itself, which is a client's and may be long.
+        key = xxh3_128_intdigest(text)
+        found = self._known.get(key)
         if found is None:
             if len(self._known) >= _SESSIONS_KNOWN:
                 self._known.clear()
-            found = self._known[session] = self._best(session.encode())
+            found = self._known[key] = self._best(text)
         return found
 
     def _best(self, session: bytes) -> tuple[int, ...]:

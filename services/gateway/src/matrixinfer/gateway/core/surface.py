@@ -43,13 +43,17 @@ class Surface(StrEnum):
     NOTHING = "nothing"
 
 
+_REMEMBERED_BYTES = 256
+
 _METHODS = {Surface.INFERENCE: ("POST",), Surface.STORED: ("GET", "POST", "DELETE")}
 
 
-# Clients ask for a handful of paths; what a stranger makes up goes as it came.
-@lru_cache(maxsize=1024)
 def surface(path: bytes) -> Surface:
     """Classify a path. Dot segments, empty segments and control bytes are malformed: peers disagree about them."""
+    return _remembered(path) if len(path) <= _REMEMBERED_BYTES else _classified(path)
+
+
+def _classified(path: bytes) -> Surface:
     bare = path.removesuffix(b"/")
     segments = bare.split(b"/")[1:]
     if any(s in (b"", b".", b"..") for s in segments) or any(c < 0x20 or c in b"\\\x7f" for c in path):
@@ -67,6 +71,10 @@ def surface(path: bytes) -> Surface:
     if (path.startswith(_PREFIX) and bare.lower() not in _ENGINE_ADMIN) or path in _PLAIN:
         return Surface.INFERENCE
     return Surface.NOTHING
+
+
+# Clients ask for a handful of short paths; what a stranger makes up goes as it came.
+_remembered = lru_cache(maxsize=1024)(_classified)
 
 
 def allowed_methods(kind: Surface) -> tuple[str, ...]:
