@@ -64,8 +64,11 @@ class Served:
     def get(self, plural: str, name: str) -> Json:
         return dict(self.plane.api.get(self.path(plural, name)))
 
+    def items(self, plural: str) -> list[Json]:
+        return list(self.plane.api.get(self.path(plural))["items"])
+
     def names(self, plural: str) -> set[str]:
-        return {found["metadata"]["name"] for found in self.plane.api.get(self.path(plural))["items"]}
+        return {found["metadata"]["name"] for found in self.items(plural)}
 
     def status(self) -> Json:
         return dict(self.get("models", "quickstart").get("status", {}))
@@ -94,7 +97,7 @@ class Served:
         return int(self.get("modelinfers", "quickstart-cpu")["spec"]["replicas"])
 
     def events(self) -> dict[str, str]:
-        found = self.plane.api.get(self.path("events"))["items"]
+        found = self.items("events")
         return {e["reason"]: e["message"] for e in found if e["involvedObject"]["kind"] == "Model"}
 
 
@@ -171,10 +174,7 @@ def test_a_whole_life(controller: ServiceProcess, served: Served) -> None:
     served.edit(lambda spec: spec.update(name="Org/Other"))
     served.wait(
         "the route's new name",
-        lambda: (
-            "quickstart" in served.names("modelroutes")
-            and served.get("modelroutes", "quickstart")["spec"]["modelName"] == "Org/Other"
-        ),
+        lambda: [route["spec"]["modelName"] for route in served.items("modelroutes")] == ["Org/Other"],
     )
 
     served.plane.api.delete(served.path("models", "quickstart"))
