@@ -11,8 +11,6 @@ Requests behind the one that is answered are parsed ahead, at most 32 of them.
 import asyncio
 import logging
 import socket
-import ssl
-from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from typing import cast
@@ -24,9 +22,9 @@ from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import BadHttpMessage, LineTooLong
 
 from matrixinfer.gateway.wire.exchange import ClientExchange
-from matrixinfer.gateway.wire.inlet import Answerer, InletLimits, Refuser, body_allowance
+from matrixinfer.gateway.wire.inlet import CONTINUE, LINGER_SECONDS, REFUSED_AT_A_TIME, BaseInlet, body_allowance
 from matrixinfer.gateway.wire.judge import judge
-from matrixinfer.gateway.wire.message import Refusal, Request, response_head
+from matrixinfer.gateway.wire.message import Refusal, Request
 from matrixinfer.service.logging import get_logger
 
 __all__ = ["AiohttpInlet"]
@@ -35,80 +33,15 @@ log = get_logger("inlet")
 # Of aiohttp's own: hostile bytes must not fill the log.
 _silent = logging.Logger("aiohttp", logging.CRITICAL + 1)
 
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LINGER_SECONDS = 1.0
-_REFUSED_AT_A_TIME = 256
 
-
-class AiohttpInlet:
-    """Listens on sockets that it is given, until drained."""
-
-    def __init__(
-        self,
-        handler: Answerer,
-        refuser: Refuser,
-        limits: InletLimits,
-        clock: Callable[[], float],
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        """`clock` stamps requests with the time at which they were complete; with `tls`, TLS is all that is spoken."""
-        self.clock = clock
-        self.handler = handler
-        self.refuser = refuser
-        self.limits = limits
-        self.draining = False
-        self.buffered_bytes = 0
-        self.connections: set[_Connection] = set()
-        self._tls = tls
-        self._empty = asyncio.Event()
-        self._empty.set()
-
-    @property
-    def open_connections(self) -> int:
-        """Connections that are open now."""
-        return len(self.connections)
+class AiohttpInlet(BaseInlet["_Connection"]):
+    """The inlet on aiohttp's low-level server."""
 
     async def serve(self, listener: socket.socket, stopping: asyncio.Event) -> None:
         """See Inlet."""
         loop = asyncio.get_running_loop()
         manager = web.Server(_serve, request_factory=_take, handler_cancellation=True)
-        server = await loop.create_server(
-            lambda: _Connection(self, manager, loop),
-            sock=listener,
-            backlog=4096,
-            ssl=self._tls,
-            ssl_handshake_timeout=self.limits.handshake_seconds if self._tls else None,
-            ssl_shutdown_timeout=self.limits.write_stall_seconds if self._tls else None,
-        )
-        try:
-            await stopping.wait()
-            server.close()
-            self.draining = True
-            for connection in tuple(self.connections):
-                connection.close_when_idle()
-            await self._empty.wait()
-        finally:
-            server.close()
-            for connection in tuple(self.connections):
-                connection.abort()
-
-    def joined(self, connection: "_Connection") -> None:
-        """Count a new connection."""
-        self.connections.add(connection)
-        self._empty.clear()
-
-    def left(self, connection: "_Connection") -> None:
-        """Count a connection that was closed."""
-        self.connections.discard(connection)
-        if not self.connections:
-            self._empty.set()
-
-    def refusal(self, refusal: Refusal) -> bytes:
-        """Render the answer to what is no request, the last one of its connection."""
-        headers, body = self.refuser(refusal)
-        framing = [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-        head = response_head(refusal.status, [*headers, *framing])
-        return head if refusal.method == "HEAD" else head + body
+        await self.listen(lambda: _Connection(self, manager, loop), listener, stopping)
 
 
 def _take(
@@ -186,7 +119,7 @@ class _Connection(web.RequestHandler):
             max_line_size=limits.head_bytes,
             max_field_size=limits.head_bytes,
             max_headers=limits.head_fields,
-            lingering_time=_LINGER_SECONDS,
+            lingering_time=LINGER_SECONDS,
             auto_decompress=False,
         )
         self.inlet = inlet
@@ -212,7 +145,7 @@ class _Connection(web.RequestHandler):
         self._wire.set_write_buffer_limits(high=self.inlet.limits.write_buffer_bytes)
         self.inlet.joined(self)
         surplus = self.inlet.open_connections - self.inlet.limits.connections
-        if surplus > _REFUSED_AT_A_TIME:
+        if surplus > REFUSED_AT_A_TIME:
             self._wire.abort()
         elif surplus > 0:
             self._refuse_now(Refusal(503, "Too many connections; try again in a moment."))
@@ -297,7 +230,7 @@ class _Connection(web.RequestHandler):
             self._phase, self._content = _Phase.ANSWER, None
             if isinstance(heard, Refusal):
                 self._write_last(heard)
-                return _Written(keep_alive=False, linger_seconds=_LINGER_SECONDS)
+                return _Written(keep_alive=False, linger_seconds=LINGER_SECONDS)
             return await self._answer(*heard)
         finally:
             self._phase, self._content = _Phase.HEAD, None
@@ -313,7 +246,7 @@ class _Connection(web.RequestHandler):
         if isinstance(head, Refusal):
             return replace(head, method=message.method, path=target.partition(b"?")[0], headers=headers)
         if head.expects_continue:
-            self._wire.write(_CONTINUE)
+            self._wire.write(CONTINUE)
         self._see_fault()
         body = await self._read_body(message.content)
         if isinstance(body, Refusal):
@@ -400,7 +333,7 @@ class _Connection(web.RequestHandler):
         if isinstance(exc, LineTooLong) or (isinstance(exc, BadHttpMessage) and "Too many headers" in exc.message):
             refusal = Refusal(431, "The request head is too large.")
         self._write_last(refusal)
-        return _Written(keep_alive=False, linger_seconds=_LINGER_SECONDS)
+        return _Written(keep_alive=False, linger_seconds=LINGER_SECONDS)
 
     def _write_last(self, refusal: Refusal) -> None:
         self._is_over = True
@@ -411,7 +344,7 @@ class _Connection(web.RequestHandler):
     def _refuse_now(self, refusal: Refusal) -> None:
         self._write_last(refusal)
         self._end_head_timer()
-        self._head_timer = self.loop.call_later(_LINGER_SECONDS, self.force_close)
+        self._head_timer = self.loop.call_later(LINGER_SECONDS, self.force_close)
 
     def close_when_idle(self) -> None:
         """Close now when nothing is being asked or answered, else after the answer."""

@@ -7,14 +7,30 @@ both, so that either can stand in for the other.
 
 import asyncio
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
-from matrixinfer.gateway.wire.message import Exchange, Headers, Refusal
+from matrixinfer.gateway.wire.message import Exchange, Headers, Refusal, response_head
 
-__all__ = ["Answerer", "Inlet", "InletLimits", "Refuser", "body_allowance"]
+__all__ = [
+    "CONTINUE",
+    "LINGER_SECONDS",
+    "REFUSED_AT_A_TIME",
+    "Answerer",
+    "BaseInlet",
+    "Inlet",
+    "InletLimits",
+    "Refuser",
+    "body_allowance",
+]
 
+CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
+LINGER_SECONDS: Final = 1.0
+"""How long a connection is read on after its last answer, so that the client gets it before a reset."""
+REFUSED_AT_A_TIME: Final = 256
+"""So many connections beyond the limit are told why; the rest is reset."""
 # A body may take longer than its allowance when it keeps coming at this rate.
 _BODY_BYTES_PER_SECOND = 16 * 1024
 
@@ -62,6 +78,93 @@ class Inlet(Protocol):
         Cancellation cuts what is left.
         """
         ...
+
+
+class Connection(Protocol):
+    """What an inlet asks of its connections."""
+
+    def close_when_idle(self) -> None:
+        """Close now, or when the answer that is being made is out."""
+        ...
+
+    def abort(self) -> None:
+        """Close at once."""
+        ...
+
+
+ConnectionT = TypeVar("ConnectionT", bound=Connection)
+
+
+class BaseInlet(Generic[ConnectionT]):
+    """What both inlets do alike: listen on sockets that they are given until drained, and count connections."""
+
+    def __init__(
+        self,
+        handler: Answerer,
+        refuser: Refuser,
+        limits: InletLimits,
+        clock: Callable[[], float],
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        """`clock` stamps requests with the time at which they were complete; with `tls`, TLS is all that is spoken."""
+        self.clock = clock
+        self.handler = handler
+        self.refuser = refuser
+        self.limits = limits
+        self.draining = False
+        self.buffered_bytes = 0
+        self.connections: set[ConnectionT] = set()
+        self._tls = tls
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def open_connections(self) -> int:
+        """Connections that are open now."""
+        return len(self.connections)
+
+    async def listen(
+        self, connect: Callable[[], asyncio.Protocol], listener: socket.socket, stopping: asyncio.Event
+    ) -> None:
+        """Serve each client by what `connect` makes, until `stopping` and the last of them; see Inlet.serve."""
+        server = await asyncio.get_running_loop().create_server(
+            connect,
+            sock=listener,
+            backlog=4096,
+            ssl=self._tls,
+            ssl_handshake_timeout=self.limits.handshake_seconds if self._tls else None,
+            # Closing includes sending what is left to a client that is slow.
+            ssl_shutdown_timeout=self.limits.write_stall_seconds if self._tls else None,
+        )
+        try:
+            await stopping.wait()
+            server.close()
+            self.draining = True
+            for connection in tuple(self.connections):
+                connection.close_when_idle()
+            await self._empty.wait()
+        finally:
+            server.close()
+            for connection in tuple(self.connections):
+                connection.abort()
+
+    def joined(self, connection: ConnectionT) -> None:
+        """Count a new connection."""
+        self.connections.add(connection)
+        self._empty.clear()
+
+    def left(self, connection: ConnectionT) -> None:
+        """Count a connection that was closed."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self._empty.set()
+
+    def refusal(self, refusal: Refusal) -> bytes:
+        """Render the answer to what is no request, the last one of its connection."""
+        headers, body = self.refuser(refusal)
+        framing = [(b"content-length", b"%d" % len(body)), (b"connection", b"close")]
+        head = response_head(refusal.status, [*headers, *framing])
+        return head if refusal.method == "HEAD" else head + body
 
 
 def body_allowance(size: int) -> float:

@@ -8,27 +8,21 @@ is being made, so reading goes on during an answer.
 
 import asyncio
 import socket
-import ssl
-from collections.abc import Callable
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 import httptools
 
 from matrixinfer.gateway.wire.exchange import ClientExchange
-from matrixinfer.gateway.wire.inlet import Answerer, InletLimits, Refuser, body_allowance
+from matrixinfer.gateway.wire.inlet import CONTINUE, LINGER_SECONDS, REFUSED_AT_A_TIME, BaseInlet, body_allowance
 from matrixinfer.gateway.wire.judge import Head, judge
-from matrixinfer.gateway.wire.message import Refusal, Request, response_head
+from matrixinfer.gateway.wire.message import Refusal, Request
 from matrixinfer.service.logging import get_logger
 
 __all__ = ["HttpInlet"]
 
 log = get_logger("inlet")
 
-_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_LINGER_SECONDS = 1.0
-# So many connections beyond the limit are told why; the rest is reset.
-_REFUSED_AT_A_TIME = 256
 # What may hold many requests is parsed in slices: those that wait their turn wait as bytes, not as objects.
 _SLICE_BYTES = 4096
 _QUEUE_LIMIT = 8
@@ -36,70 +30,15 @@ _QUEUE_LIMIT = 8
 _SMALL_PIECE_BYTES = 2048
 
 
-class HttpInlet:
-    """Listens on sockets that it is given, until drained."""
-
-    def __init__(
-        self,
-        handler: Answerer,
-        refuser: Refuser,
-        limits: InletLimits,
-        clock: Callable[[], float],
-        tls: ssl.SSLContext | None = None,
-    ) -> None:
-        """`clock` stamps requests with the time at which they were complete; with `tls`, TLS is all that is spoken."""
-        self.clock = clock
-        self.handler = handler
-        self.refuser = refuser
-        self.limits = limits
-        self.draining = False
-        self.buffered_bytes = 0
-        self.connections: set[_Connection] = set()
-        self._tls = tls
-        self._empty = asyncio.Event()
-        self._empty.set()
-
-    @property
-    def open_connections(self) -> int:
-        """Connections that are open now."""
-        return len(self.connections)
+class HttpInlet(BaseInlet["_Connection"]):
+    """The inlet on httptools."""
 
     async def serve(self, listener: socket.socket, stopping: asyncio.Event) -> None:
         """See Inlet."""
+        loop = asyncio.get_running_loop()
         async with asyncio.TaskGroup() as tasks:
             self.tasks = tasks
-            loop = asyncio.get_running_loop()
-            server = await loop.create_server(
-                lambda: _Connection(self, loop),
-                sock=listener,
-                backlog=4096,
-                ssl=self._tls,
-                ssl_handshake_timeout=self.limits.handshake_seconds if self._tls else None,
-                # Closing includes sending what is left to a client that is slow.
-                ssl_shutdown_timeout=self.limits.write_stall_seconds if self._tls else None,
-            )
-            try:
-                await stopping.wait()
-                server.close()
-                self.draining = True
-                for connection in tuple(self.connections):
-                    connection.close_when_idle()
-                await self._empty.wait()
-            finally:
-                server.close()
-                for connection in tuple(self.connections):
-                    connection.abort()
-
-    def joined(self, connection: "_Connection") -> None:
-        """Count a new connection."""
-        self.connections.add(connection)
-        self._empty.clear()
-
-    def left(self, connection: "_Connection") -> None:
-        """Count a connection that was closed."""
-        self.connections.discard(connection)
-        if not self.connections:
-            self._empty.set()
+            await self.listen(lambda: _Connection(self, loop), listener, stopping)
 
 
 class _Connection(asyncio.Protocol):
@@ -174,7 +113,7 @@ class _Connection(asyncio.Protocol):
         self._peer = str(peer[0]) if isinstance(peer, tuple) else ""
         self.inlet.joined(self)
         surplus = len(self.inlet.connections) - self.inlet.limits.connections
-        if surplus > _REFUSED_AT_A_TIME:
+        if surplus > REFUSED_AT_A_TIME:
             self._transport.abort()
         elif surplus > 0:
             self._refuse(503, "Too many connections; try again in a moment.")
@@ -345,7 +284,7 @@ class _Connection(asyncio.Protocol):
     def _await_body(self, head: Head) -> None:
         self._expect_within(self.inlet.limits.body_seconds)
         if head.expects_continue:
-            self._transport.write(_CONTINUE)
+            self._transport.write(CONTINUE)
 
     def _keep(self, data: bytes) -> None:
         pieces = self._pieces
@@ -461,11 +400,7 @@ class _Connection(asyncio.Protocol):
             self._expect_within(limits.head_seconds if self._started else limits.keep_alive_seconds)
 
     def _answer_refusal(self, refusal: Refusal) -> None:
-        headers, body = self.inlet.refuser(refusal)
-        head = response_head(
-            refusal.status, [*headers, (b"content-length", b"%d" % len(body)), (b"connection", b"close")]
-        )
-        self._transport.write(head if refusal.method == "HEAD" else head + body)
+        self._transport.write(self.inlet.refusal(refusal))
         self._linger(is_refusal=True)
 
     def _linger(self, *, is_refusal: bool) -> None:
@@ -481,7 +416,7 @@ class _Connection(asyncio.Protocol):
             # TLS cannot half-close. Nothing is left to read, and an answer may end with the connection.
             self._transport.close()
             return
-        self._expect_within(max(_LINGER_SECONDS, self.inlet.limits.write_stall_seconds * bool(self._unsent())))
+        self._expect_within(max(LINGER_SECONDS, self.inlet.limits.write_stall_seconds * bool(self._unsent())))
 
     def _end_lingering(self) -> None:
         if self._transport.can_write_eof():
