@@ -26,7 +26,7 @@ from matrixinfer.gateway.ledger import LedgerPage
 from matrixinfer.gateway.terms import Terms
 from matrixinfer.gateway.trace import Trace
 from matrixinfer.gateway.tracing import AttemptTimes, Tracer
-from matrixinfer.gateway.wire.message import Exchange, Request, end_to_end, request_head
+from matrixinfer.gateway.wire.message import Exchange, Request, authority, end_to_end, request_head
 from matrixinfer.gateway.wire.pool import ConnectError, Peer, UpstreamPool
 from matrixinfer.gateway.wire.relay import Outcome, Relay, is_event_stream
 
@@ -301,9 +301,8 @@ def _outgoing(request: Request, choice: Choice, trace: Trace) -> bytes:
         body = _with_model(request, choice.model)
     if trace.hides_usage:
         body = with_usage(body)
-    host = f"[{endpoint.address}]" if ":" in endpoint.address else endpoint.address
     headers = [
-        (b"host", f"{host}:{endpoint.port}".encode()),
+        (b"host", authority(endpoint.address, endpoint.port)),
         *end_to_end(request.headers, drop=_NOT_FOR_ENGINES if trace.context is None else _NOT_FOR_ENGINES_OF_TRACED),
         trace.id_header,
         *trace.context_headers,

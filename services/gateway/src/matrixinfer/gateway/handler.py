@@ -24,11 +24,18 @@ from matrixinfer.gateway.core.form import form_boundary, is_multipart, peek_form
 from matrixinfer.gateway.core.match import Ask
 from matrixinfer.gateway.core.objects import Keeper
 from matrixinfer.gateway.core.peek import BodyError, Peek, peek
-from matrixinfer.gateway.core.prompt import NOTHING, is_generation, read_prompt
+from matrixinfer.gateway.core.prompt import NOTHING, read_prompt
 from matrixinfer.gateway.core.retry import Failure, RetryPolicy, may_retry, status_is_transient
 from matrixinfer.gateway.core.schedule.rung import Rung
 from matrixinfer.gateway.core.spans import Attributes
-from matrixinfer.gateway.core.surface import Surface, allowed_methods, listed_model, stored_object, surface
+from matrixinfer.gateway.core.surface import (
+    Surface,
+    allowed_methods,
+    is_generation,
+    listed_model,
+    stored_object,
+    surface,
+)
 from matrixinfer.gateway.core.table import Table
 from matrixinfer.gateway.core.types import Server, Snapshot
 from matrixinfer.gateway.decisions import DecisionBook, Noted

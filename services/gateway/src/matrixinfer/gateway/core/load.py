@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 
 __all__ = [
+    "BYTES_PER_TOKEN",
     "UNKNOWN",
     "Burden",
     "EngineLoads",
@@ -24,7 +25,8 @@ __all__ = [
     "progress",
 ]
 
-_BYTES_PER_TOKEN: Final = 4
+BYTES_PER_TOKEN: Final = 4
+"""What a token of English text weighs, about."""
 _DECODE_TOKENS: Final = 256
 _AT_LEAST_TOKENS: Final = 16
 # What an engine is taken for that shows nothing until it is done: a slow one, so that it is never taken for idle early.
@@ -44,7 +46,7 @@ class Burden(msgspec.Struct, frozen=True, gc=False):
 
 def burden(size: int, max_tokens: int | None = None) -> Burden:
     """Estimate what a request with a body of `size` bytes asks of an engine that has none of its prompt cached."""
-    return Burden(size, -(-size // _BYTES_PER_TOKEN), answer_tokens(max_tokens))
+    return Burden(size, -(-size // BYTES_PER_TOKEN), answer_tokens(max_tokens))
 
 
 def answer_tokens(max_tokens: int | None) -> int:

@@ -19,6 +19,8 @@ from typing import Final
 import msgspec
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
+from matrixinfer.gateway.core.load import BYTES_PER_TOKEN
+
 __all__ = [
     "BLOCK_ENDS",
     "NOTHING",
@@ -26,7 +28,6 @@ __all__ = [
     "adapter_key",
     "chain",
     "estimated_tokens",
-    "is_generation",
     "matched_tokens",
     "read_prompt",
     "seed_of",
@@ -41,13 +42,10 @@ IMAGE_TOKENS: Final = 1024
 """An image of a megapixel in patches of 28 to 32 pixels. Engines differ; what matters is that it is no short text."""
 _AUDIO_BYTES_PER_TOKEN: Final = 1024
 """Of base64: speech in compressed form is about 25 tokens and 30 kB a second."""
-_BYTES_PER_TOKEN: Final = 4
 _EXTRA_PER_TOKEN: Final = 2.5
 """Bytes of UTF-8 beyond the first of a character: two for a Chinese one, which is about 0.8 tokens."""
 _BLOB_BYTES: Final = 256
 """A part that is no text and longer than this is its digest."""
-
-_GENERATIONS: Final = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/messages"})
 
 # What stands between two texts, so that moving their border makes another prompt.
 _FIELD: Final = "\x1f"
@@ -185,11 +183,6 @@ class _Pen:
         self.tokens += tokens
 
 
-def is_generation(path: bytes) -> bool:
-    """Whether requests to this path have a prompt that engines keep. Embeddings and their like are computed whole."""
-    return path in _GENERATIONS
-
-
 def read_prompt(body: bytes) -> Prompt:
     """Return what the JSON body of a generating request asks an engine to read; `NOTHING` when it says nothing."""
     try:
@@ -240,7 +233,7 @@ def matched_tokens(blocks: int, prompt: Prompt) -> int:
 def _text_tokens(characters: int, size: int) -> int:
     extra = size - characters
     # Of the scripts that need more than one byte most need three: so many bytes are ASCII.
-    return round((size - 1.5 * extra) / _BYTES_PER_TOKEN + extra / _EXTRA_PER_TOKEN)
+    return round((size - 1.5 * extra) / BYTES_PER_TOKEN + extra / _EXTRA_PER_TOKEN)
 
 
 def _write(members: _Body, pen: _Pen) -> None:

@@ -5,12 +5,24 @@ from functools import lru_cache
 
 from matrixinfer.engines.catalog import ENGINES
 
-__all__ = ["Surface", "allowed_methods", "is_anthropic", "listed_model", "makes_object", "stored_object", "surface"]
+__all__ = [
+    "Surface",
+    "allowed_methods",
+    "is_anthropic",
+    "is_generation",
+    "listed_model",
+    "makes_object",
+    "stored_object",
+    "surface",
+]
 
 _PREFIX = b"/v1/"
 _MODELS = b"/v1/models"
 _RESPONSES = b"/v1/responses"
 _MESSAGES = b"/v1/messages"
+
+# Where an answer is made of tokens, and a prompt is kept by engines.
+_GENERATIONS = frozenset({b"/v1/chat/completions", b"/v1/completions", _RESPONSES, _MESSAGES})
 
 # Paths that engines have without /v1 and that clients use so.
 _PLAIN = frozenset(
@@ -98,6 +110,11 @@ def stored_object(path: bytes) -> str:
         return ""
     name = path[len(_RESPONSES) + 1 :].partition(b"/")[0]
     return "" if name in _NOT_STORED else name.decode(errors="replace")
+
+
+def is_generation(path: bytes) -> bool:
+    """Whether answers on this path are made of tokens. Embeddings and their like are computed whole."""
+    return path in _GENERATIONS
 
 
 def is_anthropic(path: bytes) -> bool:

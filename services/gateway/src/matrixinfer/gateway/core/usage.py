@@ -11,6 +11,9 @@ import re
 
 import msgspec
 
+from matrixinfer.gateway.core.load import BYTES_PER_TOKEN
+from matrixinfer.gateway.core.surface import is_generation
+
 __all__ = ["END_BYTES", "Answer", "Usage", "usage_of"]
 
 END_BYTES = 8 * 1024
@@ -20,11 +23,6 @@ END_BYTES = 8 * 1024
 # tells the counts of a stream in `timings`.
 _USAGE = re.compile(rb'"(?:usage|timings)"\s*+:\s*+(\{(?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+\})')
 _NAMES = (b'"usage"', b'"timings"')
-
-_BYTES_PER_TOKEN = 4
-
-# Where an answer is made of tokens. Of other surfaces only what the engine says is known.
-_GENERATING = frozenset({b"/v1/chat/completions", b"/v1/completions", b"/v1/responses", b"/v1/messages"})
 
 
 class Usage(msgspec.Struct, frozen=True, gc=False):
@@ -81,7 +79,8 @@ def usage_of(answer: Answer, request_bytes: int) -> Usage | None:
     found = _reported(answer.first, answer.last)
     tokens = answer.pieces if answer.is_stream else 0
     if found is None:
-        return _estimated(request_bytes, tokens) if answer.path in _GENERATING else None
+        # Of other surfaces only what the engine says is known.
+        return _estimated(request_bytes, tokens) if is_generation(answer.path) else None
     if answer.is_stream and not answer.is_complete and found.completion * 2 < tokens:
         # Anthropic's streams say at their beginning what the prompt was, and only at their end what came of it.
         return Usage(found.prompt, tokens, found.cached, is_estimate=True)
@@ -90,7 +89,7 @@ def usage_of(answer: Answer, request_bytes: int) -> Usage | None:
 
 def _estimated(request_bytes: int, pieces: int) -> Usage:
     # Engines send a piece per token, or for a few of them.
-    return Usage(request_bytes // _BYTES_PER_TOKEN, pieces, is_estimate=True)
+    return Usage(request_bytes // BYTES_PER_TOKEN, pieces, is_estimate=True)
 
 
 def _reported(first: bytes, last: bytes) -> Usage | None:

@@ -10,7 +10,7 @@ import zlib
 from enum import StrEnum
 from typing import Final
 
-from matrixinfer.gateway.wire.message import Headers, request_head
+from matrixinfer.gateway.wire.message import Headers, authority, request_head
 from matrixinfer.gateway.wire.pool import ConnectError, Peer, UpstreamPool
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 
@@ -47,8 +47,7 @@ class Fetcher:
 
     async def get(self, peer: Peer, path: str, accept: str) -> bytes:
         """Return the body of a 200. Raises FetchFailed. Cancelled, it closes the connection."""
-        host = f"[{peer.address}]" if ":" in peer.address else peer.address
-        headers = [(b"host", f"{host}:{peer.port}".encode()), (b"accept", accept.encode())]
+        headers = [(b"host", authority(peer.address, peer.port)), (b"accept", accept.encode())]
         data = request_head("GET", path.encode(), headers)
         page = _Page(self._limit_bytes)
         connection = self._pool.take(peer, asyncio.get_running_loop().time())

@@ -15,6 +15,7 @@ __all__ = [
     "Refusal",
     "Request",
     "Watcher",
+    "authority",
     "end_to_end",
     "has_no_body",
     "header",
@@ -167,6 +168,11 @@ def header(headers: Headers, name: bytes) -> bytes | None:
 def has_no_body(status: int) -> bool:
     """Whether answers of this status never have a body."""
     return status in (204, 304) or status < 200
+
+
+def authority(address: str, port: int) -> bytes:
+    """Render where a peer listens as a `Host` header names it (RFC 3986 section 3.2.2)."""
+    return f"[{address}]:{port}".encode() if ":" in address else f"{address}:{port}".encode()
 
 
 def request_head(method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:

@@ -67,7 +67,6 @@ class UpstreamConnection(asyncio.Protocol):
         "_unproductive_bytes",
         "idle_limit",
         "idle_since",
-        "uses",
     )
 
     def __init__(self, released: "Callable[[UpstreamConnection, bool], None]") -> None:
@@ -76,7 +75,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser: Any = None
         self._sink: Sink | None = None
         self._failure: Exception | None = None
-        self.uses = 0
         self.idle_since = 0.0
         self.idle_limit: float | None = None
         """Seconds for which the engine promised to keep it open, if it said so."""
@@ -98,7 +96,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def send(self, data: bytes, sink: Sink) -> None:
         """Send one request, head and body; the answer goes to `sink`."""
-        self.uses += 1
         self._sink = sink
         # The client of the answer before may have paused us with its last piece.
         self._transport.resume_reading()
