@@ -24,6 +24,7 @@ from matrixinfer.gateway.export import ExportSettings, SpanExporter
 from matrixinfer.gateway.settings import GatewaySettings
 from matrixinfer.gateway.tracing import Tracer
 from matrixinfer.service.clock import monotonic
+from matrixinfer.service.settings import SettingsError, load
 
 PARENT = "4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"
 TRACEPARENT = f"00-{PARENT[0]}-{PARENT[1]}-01"
@@ -357,3 +358,12 @@ def test_the_variables_of_opentelemetry_are_understood(monkeypatch: pytest.Monke
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc")
     with pytest.raises(ValidationError, match="http/json"):
         GatewaySettings()
+
+
+@pytest.mark.parametrize("headers", ["authorization=Bearer%0Ax", "a b=c", "name=%E2%82%AC", "x=%00"])
+def test_a_header_that_cannot_be_sent_is_refused_at_start(monkeypatch: pytest.MonkeyPatch, headers: str):
+    """Found at the first export it would end the exporter, and nobody would see why."""
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", headers)
+    with pytest.raises(SettingsError, match=r"OTEL_EXPORTER_OTLP.*HEADERS") as refused:
+        load(GatewaySettings)
+    assert "Bearer" not in str(refused.value), "a header may be a secret"

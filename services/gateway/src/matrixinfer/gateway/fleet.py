@@ -1,9 +1,9 @@
 """The worker processes: started, told the newest snapshot, listened to, replaced when they die, drained.
 
-Owns the processes, their listeners and the load board. Each worker has a listener of its own (SO_REUSEPORT) that
-stays open here, so connections that arrive while a dead worker is being replaced wait for its successor. The traps: a
-worker that hangs is as bad as a dead one, so silence is a reason to kill it; and its row on the load board may be
-cleared only when its process is gone.
+Owns the processes and their listeners; hands on what all workers share. Each worker has a listener of its own
+(SO_REUSEPORT) that stays open here, so connections that arrive while a dead worker is being replaced wait for its
+successor. The traps: a worker that hangs is as bad as a dead one, so silence is a reason to kill it; and its row on the
+load board may be cleared only when its process is gone.
 """
 
 import asyncio

@@ -1,8 +1,8 @@
 """One request from its bytes to its answer: read, route, choose, relay, repeat where that helps, account.
 
 Owns the order of things; every decision is a pure function of `core`, every byte moves in `wire`. There is no await
-between reading the table and counting the request in, so the decision is about the loads that it saw. This is the
-only layer that retries.
+between reading the table and counting the request in, so the decision is about the loads that it saw. Only this layer
+goes to another endpoint; below it, a kept connection that turns out to be dead is replaced once.
 """
 
 import asyncio

@@ -5,6 +5,7 @@ port of OTLP over HTTP (4318). The trap: an endpoint for gRPC (4317) would swall
 gRPC is refused at start.
 """
 
+import re
 from pathlib import Path
 from typing import Literal
 from urllib.parse import unquote, urlsplit
@@ -16,6 +17,9 @@ from matrixinfer.service.build import build_version
 from matrixinfer.service.settings import ServiceSettings
 
 __all__ = ["TelemetrySettings"]
+
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_VALUE = re.compile(r"[\t -~]*")
 
 
 class TelemetrySettings(ServiceSettings):
@@ -110,6 +114,15 @@ class TelemetrySettings(ServiceSettings):
         url = urlsplit(value)
         if value and (url.scheme not in ("http", "https") or not url.hostname):
             raise ValueError("must be a URL such as http://collector:4318")
+        return value
+
+    @field_validator("otel_headers")
+    @classmethod
+    def _can_be_sent(cls, value: SecretStr) -> SecretStr:
+        for name, text in _pairs(value.get_secret_value()).items():
+            if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(text):
+                # Neither is said: where the form is wrong, a name may hold a part of a secret.
+                raise ValueError("must be `name=value,name=value` of printable ASCII, each name a token of RFC 9110")
         return value
 
     @property

@@ -1,8 +1,9 @@
 """One worker process: accepts, routes by the supervisor's snapshots, counts. Never talks to the API server.
 
-Started as `python -m matrixinfer.gateway.worker` with three inherited file descriptors: the supervisor's socket, the
-listener and the load board. The listener belongs to the supervisor too, so connections that wait while this process is
-restarted are not lost. When the supervisor goes away the worker finishes its streams and ends.
+Started as `python -m matrixinfer.gateway.worker` with inherited file descriptors: the supervisor's socket, the listener
+and what all workers share (loads, prefixes, owners of stored objects, health). The listener belongs to the supervisor
+too, so connections that wait while this process is restarted are not lost. When the supervisor goes away the worker
+finishes its streams and ends.
 """
 
 import argparse
