@@ -81,6 +81,8 @@ class ProxyHandler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        # Of the moment in which it was asked for: the client may be gone before the answer is here.
+        self.passed = self.server.passed
         upstream = http.client.HTTPConnection(self.server.upstream, timeout=30)
         try:
             upstream.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
@@ -99,7 +101,6 @@ class ProxyHandler(BaseHTTPRequestHandler):
     def answer(self, status: int, headers: dict[str, str], body: bytes, *, cut: int | None = None) -> None:
         """Send an answer; with `cut` only so many bytes of its body, then the connection ends."""
         sent = body if cut is None else body[:cut]
-        passed = self.server.passed
         self.send_response_only(status)
         for name, value in headers.items():
             if name.lower() not in ("transfer-encoding", "connection"):
@@ -110,7 +111,7 @@ class ProxyHandler(BaseHTTPRequestHandler):
             if "list-type" not in self.path:
                 self.server.gate()
                 with self.server.lock:
-                    passed[0] += len(piece)
+                    self.passed[0] += len(piece)
             self.wfile.write(piece)
         if cut is not None:
             self.close_connection = True
