@@ -76,8 +76,8 @@ def test_a_full_line_makes_room_only_for_who_stands_before_its_last() -> None:
     first, last = Place.of(1, 0, 1.0, 1), Place.of(0, 0, 2.0, 2)
     line = line_of([last, first], limit=2)
     assert line.is_full
-    assert line.behind(Place.of(0, 1, 3.0, 3))[0] == last
-    assert line.behind(Place.of(0, 0, 3.0, 3)) == []
+    assert next(line.behind(Place.of(0, 1, 3.0, 3))) == last
+    assert list(line.behind(Place.of(0, 0, 3.0, 3))) == []
 
 
 def test_leaving_twice_is_leaving_once() -> None:

@@ -176,13 +176,14 @@ class Waiting:
         """Who has to go so that it fits; None when even that would not help, and then nobody goes."""
         going: list[_Waiter] = []
         excess = self._bytes + waiter.size - self._limits.bytes
-        for other in [*line.behind(waiter.place), None]:
-            if excess <= 0 and (going or not line.is_full):
-                return going
-            if other is not None:
-                going.append(other)
-                excess -= other.size
-        return None
+        behind = line.behind(waiter.place)
+        while excess > 0 or (line.is_full and not going):
+            other = next(behind, None)
+            if other is None:
+                return None
+            going.append(other)
+            excess -= other.size
+        return going
 
     def _speed_of(self, key: _Key) -> Turns:
         """What was seen of the line when somebody stood in it before."""

@@ -93,9 +93,12 @@ class Line(Generic[_T]):
         """How many are served before `place`, not counting those whose turn comes for their age."""
         return bisect_left(self._order, place)
 
-    def behind(self, place: Place) -> list[_T]:
+    def behind(self, place: Place) -> Iterator[_T]:
         """Those who stand behind `place`, the last one first: who has to go for it, in this order."""
-        return [self._who[other] for other in reversed(self._order[bisect_left(self._order, place) :])]
+        for other in reversed(self._order):
+            if other < place:
+                return
+            yield self._who[other]
 
     def next(self, without: Collection[Place] = ()) -> _T | None:
         """Whose turn it is, `without` those who cannot take it; asking twice gives the same answer until `turned`."""
