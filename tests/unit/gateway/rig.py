@@ -4,7 +4,8 @@ import asyncio
 import os
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -198,6 +199,17 @@ def post(body: bytes = b'{"model":"m"}', path: str = "/v1/chat/completions", **h
     """A request as bytes; header names with underscores become dashes."""
     lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
     return f"POST {path} HTTP/1.1\r\nhost: gw\r\n{lines}content-length: {len(body)}\r\n\r\n".encode() + body
+
+
+@contextmanager
+def not_accepting(engine: StubEngine) -> Iterator[None]:
+    """A backlog that is full looks like a node that drops packets."""
+    with socket.create_server((engine.address, engine.port), backlog=0), ExitStack() as fillers:
+        for _ in range(3):
+            filler = fillers.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex((engine.address, engine.port))
+        yield
 
 
 T = TypeVar("T")

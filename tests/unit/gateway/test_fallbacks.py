@@ -1,13 +1,13 @@
 """Weights that know who can serve, fallbacks in order, and deadlines in every phase: known weaknesses, by name."""
 
 import asyncio
-import socket
 from collections import Counter
 from dataclasses import replace
 
 import pytest
-from tests.unit.gateway.rig import Asked, Rig, StubEngine, answering
+from tests.unit.gateway.rig import Asked, Rig, StubEngine, answering, not_accepting, post
 
+from matrixinfer.gateway.core.line import QueueLimits
 from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target, TrafficPolicy
 from matrixinfer.gateway.wire.pool import PoolLimits
 
@@ -94,24 +94,56 @@ async def test_beat_32_a_target_whose_pods_all_fail_is_left_for_another_within_t
 
 
 async def test_beat_18_an_endpoint_that_does_not_accept_costs_the_connect_time_and_another_is_asked(rig: Rig) -> None:
-    """A backlog that is full looks like a node that drops packets."""
     hanging = await rig.engine(listening=False)
     good = await rig.engine()
     rig.pool_limits = replace(PoolLimits(), connect_seconds=0.1)
-    with socket.create_server((hanging.address, hanging.port), backlog=0):
-        stuffed = []
-        for _ in range(3):
-            filler = socket.socket()
-            filler.setblocking(False)
-            filler.connect_ex((hanging.address, hanging.port))
-            stuffed.append(filler)
+    with not_accepting(hanging):
         await rig.start()
         rig.load(1)
         assert (await rig.ask()).status == 200
-        for filler in stuffed:
-            filler.close()
     assert len(good.asked) == 1
     assert rig.records[-1].failures[0].endswith("connect no connection within 0.1 s")
+
+
+async def test_a_pod_that_goes_while_it_is_being_connected_to_is_left_for_another_at_once(rig: Rig) -> None:
+    hanging = await rig.engine(listening=False)
+    await rig.engine()
+    rig.pool_limits = replace(PoolLimits(), connect_seconds=60)
+    with not_accepting(hanging):
+        await rig.start()
+        rig.load(1)
+        asking = rig.tasks.create_task(rig.ask())
+        await rig.until(lambda: rig.in_flight()[0])
+        rig.publish(without=(hanging,), gone=("uid-0",))
+        assert (await asking).status == 200
+    assert rig.records[-1].failures == ["pod-0: endpoint_gone the pod is gone"]
+
+
+async def test_a_pod_that_goes_between_the_decision_and_the_sending_is_left_for_another_at_once(rig: Rig) -> None:
+    dying, other = await rig.engine(silence), await rig.engine()
+    rig.policy = TrafficPolicy(max_in_flight_per_endpoint=1)
+    rig.defaults = replace(rig.defaults, queue=QueueLimits(busy_seconds=60, empty_seconds=60))
+    await rig.start()
+    first_has_room, other_has_room = rig.load(0), rig.load(1)
+    asking = rig.tasks.create_task(rig.ask())
+    await rig.until(lambda: rig.handler.waiting)
+    first_has_room()
+    # Given its place by the first of two tables, it has not come to run when the second one is there.
+    rig.publish()
+    assert rig.in_flight()[0] == 1
+    other_has_room()
+    rig.publish(without=(dying,), gone=("uid-0",))
+    assert (await asking).status == 200
+    assert len(other.asked) == 1
+
+
+async def test_the_time_that_a_client_gives_bounds_a_connect(rig: Rig) -> None:
+    hanging = await rig.engine(listening=False)
+    rig.pool_limits = replace(PoolLimits(), connect_seconds=60)
+    with not_accepting(hanging):
+        await rig.start()
+        answer = await rig.ask(post(x_request_timeout="0.05"))
+    assert (answer.status, answer.error["code"]) == (504, "total_timeout")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import msgspec
 import pytest
-from tests.unit.gateway.rig import OK, Asked, Rig, answering, post
+from tests.unit.gateway.rig import OK, Asked, Rig, answer_ok, answering, post
 
 from matrixinfer.gateway.core.budget import BudgetLimits
 from matrixinfer.gateway.core.types import TrafficPolicy
@@ -142,3 +142,19 @@ async def test_a_stream_that_an_engine_begins_anew_on_the_same_connection_reache
     await rig.start()
     assert (await rig.ask()).body == b'{"ok":true}'
     assert (await rig.ask()).body == b'{"ok":true}'
+
+
+async def test_what_a_kept_connection_took_to_fail_is_not_the_gateways_own_time(rig: Rig) -> None:
+    async def hesitate_and_close(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if engine.connections == 1 and len(engine.asked) == 2:
+            await asyncio.sleep(0.2)
+            writer.transport.abort()
+            return
+        await answer_ok(asked, writer)
+
+    engine = await rig.engine(hesitate_and_close)
+    await rig.start()
+    assert [(await rig.ask()).status for _ in range(2)] == [200, 200]
+    record = rig.records[-1]
+    assert (record.stale_connections, record.retries) == (1, 0)
+    assert record.overhead_ms < 100

@@ -7,7 +7,7 @@ closed as it was used says nothing of the endpoint, so the attempt goes on over 
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 from matrixinfer.engines.catalog import ENGINES
 from matrixinfer.gateway.board import Claim, LoadRow
@@ -29,6 +29,7 @@ from matrixinfer.gateway.tracing import AttemptTimes, Tracer
 from matrixinfer.gateway.wire.message import Exchange, Request, authority, end_to_end, request_head
 from matrixinfer.gateway.wire.pool import ConnectError, Peer, UpstreamPool
 from matrixinfer.gateway.wire.relay import Outcome, Relay, is_event_stream
+from matrixinfer.gateway.wire.upstream import UpstreamConnection
 
 __all__ = ["Attempts"]
 
@@ -62,6 +63,9 @@ _SPELLINGS: Mapping[str, Mapping[bytes, bytes]] = {
 }
 _NO_SPELLINGS: Mapping[bytes, bytes] = {}
 
+_GONE = Outcome(Failure.ENDPOINT_GONE, None, "the pod is gone", untouched=True)
+_LATE = Outcome(Failure.TOTAL, None, "no connection in the time that the request may take", untouched=True)
+
 
 class Attempts:
     """The attempts of one worker."""
@@ -91,12 +95,21 @@ class Attempts:
         self._row = row
         self._relays = 0
         self._clock = clock
+        self._gone: frozenset[str] = frozenset()
+        self._connecting: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
         self._in_flight: defaultdict[str, set[Relay]] = defaultdict(set)
         self._claims: dict[Relay, tuple[Claim, Choice, Trace]] = {}
 
-    def end_those_of(self, gone: Iterable[str]) -> None:
-        """End what waits for the pods of these uids: no byte can come from them."""
+    def end_those_of(self, gone: frozenset[str]) -> None:
+        """End what waits for the pods of these uids, and whatever is about to: no byte can come from them.
+
+        A pod that requests are counted on is named by every snapshot, so the newest one's are all there are.
+        """
+        self._gone = gone
         for uid in gone:
+            for limit in self._connecting.get(uid, ()):
+                if not limit.expired():
+                    limit.reschedule(0.0)
             for relay in tuple(self._in_flight.get(uid, ())):
                 relay.endpoint_gone()
 
@@ -179,6 +192,8 @@ class Attempts:
         pooled: bool,
     ) -> Outcome:
         loop, clock, endpoint = asyncio.get_running_loop(), self._clock, choice.endpoint
+        if endpoint.uid in self._gone:
+            return _GONE
         peer = Peer.of(endpoint)
         before = clock()
         noted = self._tracer.attempt(trace.spans, endpoint, before) if self._tracer and trace.spans else None
@@ -188,17 +203,18 @@ class Attempts:
         reused = connection is not None
         if connection is None:
             try:
-                connection = await self._pool.connect(peer)
-            except ConnectError as exc:
-                if noted is not None:
-                    noted.failure = Failure.CONNECT.value
-                return Outcome(Failure.CONNECT, None, str(exc), untouched=True)
+                made = await self._connect(endpoint, peer, terms.deadlines.ends_at)
             finally:
                 now = clock()
                 trace.connect_seconds = now - before
                 trace.waited += trace.connect_seconds
                 if noted is not None:
                     noted.ended = now
+            if isinstance(made, Outcome):
+                if noted is not None and made.failure is not None:
+                    noted.failure = made.failure.value
+                return made
+            connection = made
         self._relays += 1
         relay = Relay(
             exchange,
@@ -235,10 +251,27 @@ class Attempts:
                 self._health.first_token(endpoint, relay.first_body_at - sent)
             if noted is not None:
                 _note_times(noted, relay, sent, clock(), reused=reused)
+        trace.waited += clock() - sent if outcome.failure is not None else 0.0
         if reused and outcome.untouched and outcome.failure is Failure.RESET:
             return Outcome(Failure.STALE, None, outcome.detail, untouched=True)
-        trace.waited += clock() - sent if outcome.failure is not None else 0.0
         return outcome
+
+    async def _connect(self, endpoint: Endpoint, peer: Peer, ends_at: float) -> UpstreamConnection | Outcome:
+        """Open a connection, within the time of the request and the life of the pod."""
+        limits = self._connecting[endpoint.uid]
+        try:
+            async with asyncio.timeout_at(ends_at) as limit:
+                limits.add(limit)
+                connection = await self._pool.connect(peer)
+        except ConnectError as exc:
+            return Outcome(Failure.CONNECT, None, str(exc), untouched=True)
+        except TimeoutError:
+            return _GONE if endpoint.uid in self._gone else _LATE
+        finally:
+            limits.discard(limit)
+            if not limits:
+                self._connecting.pop(endpoint.uid, None)
+        return connection
 
     def _opening(self, endpoint: Endpoint) -> Callable[[bytes], bool]:
         """Look for the id of the object that the answer is, and remember who keeps it before the client knows it."""

@@ -73,7 +73,10 @@ class GatewaySettings(TelemetrySettings):
     head_seconds: float = Field(10.0, gt=0, description="Time a client has to send a request head.")
     body_seconds: float = Field(60.0, gt=0, description="Time a client has to send a body, plus 1 s per 16 KiB.")
     keep_alive_seconds: float = Field(75.0, gt=0, description="How long an idle client connection is kept.")
-    write_stall_seconds: float = Field(60.0, gt=0, description="How long a client may take nothing of its answer.")
+    # Beyond this Linux takes no keep-alive time.
+    write_stall_seconds: float = Field(
+        60.0, gt=0, le=65_535, description="How long a client may take nothing of its answer."
+    )
 
     connect_seconds: float = Field(2.0, gt=0, description="Time an endpoint has to accept a connection.")
     upstream_idle_seconds: float = Field(4.0, ge=0, description="How long an idle connection to an engine is kept.")
