@@ -203,3 +203,36 @@ async def test_a_call_for_a_stored_response_is_not_repeated(rig: Rig) -> None:
     engine.behave = answering(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno")
     answer = await rig.ask(call("DELETE", "resp_0"))
     assert (answer.status, answer.body, len(engine.asked)) == (503, b"no", 2)
+
+
+@pytest.mark.parametrize("request_", [call("DELETE", "resp_0"), call("POST", "resp_0/cancel")])
+async def test_what_changes_a_stored_response_is_sent_once_even_when_its_connection_dies(
+    rig: Rig, request_: bytes
+) -> None:
+    """Sent again over a new connection, a DELETE that was done would be answered with 404."""
+
+    async def do_and_die(_asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.transport.abort()
+
+    engine = await rig.engine(keeping(b"resp_0"))
+    await rig.start()
+    await rig.ask(post(path="/v1/responses"))
+    engine.behave = do_and_die
+    answer = await rig.ask(request_)
+    assert (answer.status, answer.error["code"], len(engine.asked)) == (503, "reset", 2)
+    assert engine.connections == 2
+
+
+async def test_a_stored_response_is_read_again_when_a_kept_connection_dies(rig: Rig) -> None:
+    async def die_once(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if engine.connections == 1:
+            writer.transport.abort()
+        else:
+            await keeping(b"resp_0")(asked, writer)
+
+    engine = await rig.engine(keeping(b"resp_0"))
+    await rig.start()
+    await rig.ask(post(path="/v1/responses"))
+    engine.behave = die_once
+    assert (await rig.ask(call("GET", "resp_0"))).status == 200
+    assert rig.records[-1].stale_connections == 1

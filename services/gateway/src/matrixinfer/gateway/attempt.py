@@ -143,8 +143,14 @@ class Attempts:
         choice.undo()
         self._health.proved_nothing(choice.endpoint)
 
-    async def run(self, exchange: Exchange, trace: Trace, choice: Choice, claim: Claim, terms: Terms) -> Outcome:
-        """Ask one endpoint. The request was counted in with `claim`, until its answer has ended."""
+    async def run(
+        self, exchange: Exchange, trace: Trace, choice: Choice, claim: Claim, terms: Terms, *, once: bool = False
+    ) -> Outcome:
+        """Ask one endpoint. The request was counted in with `claim`, until its answer has ended.
+
+        `once` is for what must not be done twice: a kept connection may fail after the engine did it, so it gets a new
+        one.
+        """
         endpoint, health = choice.endpoint, self._health
         outcome: Outcome | None = None
 
@@ -154,7 +160,7 @@ class Attempts:
 
         try:
             trace.hides_usage = self._asks_for_usage and _may_ask_for_usage(exchange.request, choice.server, trace)
-            outcome = await self._over(exchange, trace, choice, terms, claim, began, pooled=True)
+            outcome = await self._over(exchange, trace, choice, terms, claim, began, pooled=not once)
             if outcome.failure is Failure.STALE:
                 trace.stale += 1
                 trace.series.retry(Failure.STALE.value)

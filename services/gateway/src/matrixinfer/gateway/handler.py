@@ -242,7 +242,9 @@ class Handler:
     # -- stored objects -------------------------------------------------------------------------------------------
 
     async def _ask_keeper(self, exchange: Exchange, trace: Trace) -> None:
-        """Pass the call on to the one endpoint that can answer. It may change something, so it is not repeated."""
+        """Pass the call on to the one endpoint that can answer. Other than GET it changes something, and is sent once:
+        a second answer (404 for what is deleted already) would hide what the first one said.
+        """
         object_id = stored_object(exchange.request.path)
         kept_by = self._ledger.find(object_id)
         if kept_by is None:
@@ -252,7 +254,8 @@ class Handler:
         began = asyncio.get_running_loop().time()
         agreed = terms(choice.policy, choice.server.policy, self._defaults, began)
         unrepeated = msgspec.structs.replace(agreed, retry=_NO_RETRY)
-        outcome = await self._attempts.run(exchange, trace, choice, claim, unrepeated)
+        once = exchange.request.method != "GET"
+        outcome = await self._attempts.run(exchange, trace, choice, claim, unrepeated, once=once)
         if outcome.failure is not None:
             self._end_badly(exchange, trace, outcome)
 

@@ -1,6 +1,9 @@
 """May this failed attempt be repeated? Only before the first byte is out, and only where a repeat can help.
 
-Inference requests change nothing, so repeating one costs work, not correctness. This is the one layer that retries.
+The rule; others carry it out. `handler` sends an inference request to another endpoint: that changes nothing, so a
+repeat costs work and not correctness, and how much of it `budget` bounds. Below it `attempt` replaces, once and on the
+same endpoint, a kept connection that died as it was used. A call that changes a stored object is sent once, over a
+connection of its own. Nothing else on the way of a request sends it again.
 """
 
 from enum import StrEnum
