@@ -3,7 +3,8 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from time import monotonic
@@ -331,3 +332,15 @@ async def test_the_board_tells_the_story(tmp_path: Path) -> None:
 
 def _limits(**changes: object) -> dict[str, object]:
     return {name: getattr(LIMITS, name) for name in LIMITS.__dataclass_fields__} | changes
+
+
+@pytest.mark.parametrize("may_read", [True, False])
+async def test_room_is_made_only_for_a_source_that_may_be_read(tmp_path: Path, may_read: bool) -> None:
+    loose = tmp_path / "blobs" / ("0" * 64)
+    loose.parent.mkdir()
+    loose.write_bytes(b"of no model")
+    source = MemorySource(MODEL, lambda *_: None if may_read else DownloadError(Cause.ACCESS_DENIED, "no"))
+    with suppress(DownloadError):
+        await fetched(tmp_path / "m", source, replace(LIMITS, high_water_percent=1), cache=tmp_path)
+    assert (tmp_path / "m" / "READY").exists() == may_read
+    assert loose.exists() != may_read

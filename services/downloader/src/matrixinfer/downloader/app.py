@@ -307,6 +307,7 @@ def _bucket(location: Bucket, settings: DownloaderSettings) -> Source:
         settings.secret_key.get_secret_value(),
         settings.session_token.get_secret_value(),
         anonymous=settings.anonymous,
+        region=settings.region,
     )
     return S3Source(
         location,

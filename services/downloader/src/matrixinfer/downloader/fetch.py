@@ -19,6 +19,7 @@ from matrixinfer.downloader.blocking import in_thread
 from matrixinfer.downloader.cache import Cache
 from matrixinfer.downloader.core.evict import room_to_make
 from matrixinfer.downloader.core.manifest import Listing, Ready, Selection, SourceFile, VerifiedFile, digest, select
+from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.room import Room, shortage
 from matrixinfer.downloader.errors import Cause, DownloadError
@@ -296,6 +297,8 @@ class _Missing:
             reserve_bytes=limits.reserve_bytes,
             high_water=limits.high_water_percent,
         )
+        if missing and staged and self._shelf.gate:
+            self._ask_for_a_byte(staged[0].file)
         if missing and self._shelf.make_room(missing, kept, pod=self._tools.pod, node=self._tools.node):
             volume = self._volume()
         problem = shortage(
@@ -306,6 +309,15 @@ class _Missing:
         )
         if problem:
             raise DownloadError(Cause.NO_SPACE, problem)
+
+    def _ask_for_a_byte(self, file: SourceFile) -> None:
+        """Whoever lists a model may still not read it, and for that no other model goes."""
+
+        def asked() -> None:
+            with self._source.read(file, Part(0, min(1, file.size))) as body:
+                body.readinto(memoryview(bytearray(1)))
+
+        self._limits.patience(self._tools.progress).work(asked, self._tools.stop)
 
     def _volume(self) -> os.statvfs_result:
         work = self._shelf.workspace.work

@@ -21,8 +21,9 @@ from matrixinfer.downloader.core.manifest import Listing, SourceFile
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.uri import Bucket
 from matrixinfer.downloader.core.verify import Algorithm, Expected, hex_of_base64
-from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
+from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.sources.ranged import RangedBody, body_of, range_header, translated
+from matrixinfer.downloader.sources.refusals import Refusal
 from matrixinfer.downloader.wire.credentials import Credentials
 from matrixinfer.downloader.wire.http import Answer, Client, WireError, origin_of
 from matrixinfer.downloader.wire.sigv4 import escaped_path, escaped_query, signed_headers
@@ -36,22 +37,6 @@ _LISTING_BYTES = 16 << 20
 _MOST_OBJECTS = 200_000
 _PUBLIC_REGION = "us-east-1"
 _CHECKSUM_MODE = {"x-amz-checksum-mode": "ENABLED"}
-_DENIED = frozenset(
-    (
-        "AccessDenied",
-        "AllAccessDisabled",
-        "AuthorizationHeaderMalformed",
-        "ExpiredToken",
-        "Forbidden",
-        "InvalidAccessKeyId",
-        "InvalidToken",
-        "RequestTimeTooSkewed",
-        "SignatureDoesNotMatch",
-    )
-)
-_MISSING = frozenset(("NoSuchBucket", "NoSuchKey", "NotFound"))
-_CHANGED = frozenset(("PreconditionFailed", "InvalidRange"))
-_PASSING = frozenset(("SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "InternalError"))
 _MD5 = re.compile(r"[0-9a-f]{32}")
 _OF_PARTS = re.compile(r"[0-9a-f]{32}-[1-9][0-9]*")
 # In order of preference: what proves most first, then what costs least.
@@ -140,12 +125,13 @@ class S3Source:
     ) -> Iterator[Answer]:
         """Send one signed request; an answer that is none of content raises what it means."""
         name = f"{self._name} ({what})" if what else self._name
-        for again in (True, False):
-            address = self._address
+        moved = renewed = False
+        while True:
+            address, keys = self._address, self._credentials.keys()
             path = escaped_path(f"{address.path}/{key}" if key or not address.path else address.path)
             asked = escaped_query(query)
             sent = dict(headers)
-            if (keys := self._credentials.keys()) is not None:
+            if keys is not None:
                 host = origin_of(address.base).authority
                 sent = signed_headers(keys, address.region, method, host, path, asked, headers, self._now())
             url = f"{address.base}{path}" + (f"?{asked}" if asked else "")
@@ -153,11 +139,14 @@ class S3Source:
                 if answer.status < 300:
                     yield answer
                     return
-                body = answer.read()
-            region = answer.headers.get("x-amz-bucket-region", "")
-            if not (again and region and region != address.region):
-                raise _from_answer(name, answer, body)
-            self._address = _address(self._location.bucket, self._access, region)
+                refusal = Refusal(answer.status, answer.headers, answer.read(), answer.retry_after)
+            if not moved and refusal.region and refusal.region != address.region:
+                moved = True
+                self._address = _address(self._location.bucket, self._access, refusal.region)
+            elif not renewed and keys is not None and refusal.may_be_expired and self._credentials.renewed(keys):
+                renewed = True
+            else:
+                raise refusal.error(name, is_signed=keys is not None, now=self._now())
 
     def _objects(self) -> "Iterator[_Object]":
         prefix = self._location.prefix
@@ -295,23 +284,3 @@ def _page(name: str, body: bytes) -> _Page:
 
 def _unescaped(key: str, *, is_url: bool) -> str:
     return unquote_plus(key) if is_url else key
-
-
-def _from_answer(what: str, answer: Answer, body: bytes) -> DownloadError:
-    status, code = answer.status, _code(body)
-    if code in _DENIED or status in (401, 403):
-        return DownloadError(Cause.ACCESS_DENIED, f"{what}: the store refused the request ({code}); check the Secret")
-    if code in _MISSING or status == 404:
-        return DownloadError(Cause.NOT_FOUND, f"{what} does not exist ({code})")
-    if code in _CHANGED or status in (412, 416):
-        return DownloadError(Cause.SOURCE_CHANGED, f"{what} changed while it was being downloaded")
-    if status in (408, 429) or status >= 500 or code in _PASSING:
-        return TransientError(f"{what}: the store answered {status} {code}", retry_after=answer.retry_after)
-    if status in (301, 307, 308):
-        return DownloadError(Cause.BAD_REQUEST, f"{what}: the store is elsewhere ({code}); set AWS_REGION or ENDPOINT")
-    return DownloadError(Cause.BAD_REQUEST, f"{what}: the store answered {status} {code}")
-
-
-def _code(body: bytes) -> str:
-    found = re.search(rb"<Code>([A-Za-z0-9.]{1,64})</Code>", body)
-    return found.group(1).decode() if found else "without a code"

@@ -2,24 +2,39 @@
 
 Keys that were given are used as they are. Otherwise the places that the AWS clients know are asked (web identity, a
 container's or an instance's role, files), through their library, which renews what expires; it is loaded only then.
-Nothing found, or nothing wanted, means unsigned requests. The trap: the library's errors may quote what was
-configured, so only their kind is shown.
+Nothing found, or nothing wanted, means unsigned requests. The traps: the library's errors may quote what was
+configured, so only their kind is shown; it takes the region of its token service from AWS_DEFAULT_REGION alone; and a
+store may end keys before their time, so keys that it calls expired are looked for anew.
 """
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
-from matrixinfer.downloader.errors import Cause, DownloadError
+from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
 from matrixinfer.downloader.wire.sigv4 import Keys
+from matrixinfer.service.logging import get_logger
 
 __all__ = ["Anonymous", "Credentials", "Found", "Given", "credentials"]
+
+log = get_logger("credentials")
+
+_PASSING = frozenset(("IDPCommunicationError", "InternalFailure", "RequestTimeout", "ServiceUnavailable", "Throttling"))
 
 
 class Credentials(Protocol):
     """Where keys come from."""
 
     def keys(self) -> Keys | None:
-        """Return the keys that are valid now; None means that requests are not signed."""
+        """Return the keys that are valid now; None means that requests are not signed.
+
+        Raises DownloadError (AccessDenied when there can be none) or TransientError.
+        """
+        ...
+
+    def renewed(self, refused: Keys) -> bool:
+        """Look for other keys than those that the store refused; False when there are none."""
         ...
 
 
@@ -28,6 +43,10 @@ class Anonymous:
 
     def keys(self) -> None:
         """Nothing."""
+
+    def renewed(self, _refused: Keys) -> bool:
+        """Never."""
+        return False
 
 
 class Given:
@@ -40,44 +59,91 @@ class Given:
         """The keys."""
         return self._keys
 
+    def renewed(self, _refused: Keys) -> bool:
+        """Never."""
+        return False
+
 
 class Found:
     """Whatever the usual places of the AWS clients hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, region: str = "") -> None:
+        self._region = region
         self._lock = threading.Lock()
         self._looked = False
         self._source: object = None
 
     def keys(self) -> Keys | None:
         """Return the keys that are valid now; asks for new ones when these expire."""
-        # Loaded here because it takes long, and only a store whose keys are not given needs it.
-        from botocore.exceptions import BotoCoreError
-        from botocore.session import get_session
+        with self._lock:
+            return self._current()
 
-        try:
-            with self._lock:
-                if not self._looked:
-                    self._source = get_session().get_credentials()
-                    self._looked = True
-                if self._source is None:
-                    return None
-                frozen = self._source.get_frozen_credentials()  # type: ignore[attr-defined]  # made at run time
-        except BotoCoreError as exc:
-            raise DownloadError(
-                Cause.ACCESS_DENIED, f"the credentials of the store cannot be had ({type(exc).__name__})"
-            ) from exc
+    def renewed(self, refused: Keys) -> bool:
+        """Look again, unless another thread has done so since."""
+        with self._lock:
+            if self._current() == refused:
+                self._looked = False
+            return self._current() != refused
+
+    def _current(self) -> Keys | None:
+        with _translated():
+            if not self._looked:
+                self._source = self._found()
+                self._looked = True
+            if self._source is None:
+                return None
+            frozen = self._source.get_frozen_credentials()  # type: ignore[attr-defined]  # made at run time
         return Keys(frozen.access_key, frozen.secret_key, frozen.token or "")
 
+    def _found(self) -> object:
+        # Loaded here because it takes long, and only a store whose keys are not given needs it.
+        from botocore.session import get_session
 
-def credentials(access_key: str, secret_key: str, token: str, *, anonymous: bool) -> Credentials:
+        session = get_session()
+        if self._region:
+            session.set_config_variable("region", self._region)
+        found = session.get_credentials()
+        log.info("credentials_looked_for", found=getattr(found, "method", "none; requests are not signed"))
+        return found
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
+    from botocore.exceptions import ConnectionError as NoConnection
+    from botocore.parsers import ResponseParserError
+
+    try:
+        yield
+    except ClientError as exc:
+        code = str(exc.response.get("Error", {}).get("Code", "without a code"))
+        if code in _PASSING:
+            raise TransientError(f"the token service cannot give credentials now ({code})") from exc
+        raise _none(
+            f"the token service refused the pod's identity ({code}); let the role of AWS_ROLE_ARN trust the pod's "
+            "service account"
+        ) from exc
+    except (NoConnection, HTTPClientError) as exc:
+        raise TransientError(f"who gives the credentials of the store does not answer ({type(exc).__name__})") from exc
+    except OSError as exc:
+        raise _none("a file of the store's credentials cannot be read; see AWS_WEB_IDENTITY_TOKEN_FILE") from exc
+    except (BotoCoreError, ResponseParserError, RuntimeError) as exc:
+        raise _none(
+            f"the credentials of the store cannot be had ({type(exc).__name__}); set ACCESS_KEY and SECRET_KEY from a "
+            "Secret, or give the pod a role"
+        ) from exc
+
+
+def credentials(access_key: str, secret_key: str, token: str, *, anonymous: bool, region: str = "") -> Credentials:
     """Return the one that fits what was given."""
     if anonymous:
         return Anonymous()
     if access_key and secret_key:
         return Given(Keys(access_key, secret_key, token))
     if access_key or secret_key:
-        raise DownloadError(
-            Cause.ACCESS_DENIED, "only one of ACCESS_KEY and SECRET_KEY is set; set both from a Secret, or none"
-        )
-    return Found()
+        raise _none("only one of ACCESS_KEY and SECRET_KEY is set; set both from a Secret, or none")
+    return Found(region)
+
+
+def _none(message: str) -> DownloadError:
+    return DownloadError(Cause.ACCESS_DENIED, message)
