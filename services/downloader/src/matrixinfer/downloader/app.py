@@ -16,7 +16,7 @@ from prometheus_client import REGISTRY
 from matrixinfer.downloader import termination
 from matrixinfer.downloader.archive import export_model, import_model
 from matrixinfer.downloader.blocking import in_thread
-from matrixinfer.downloader.cli import ExportArguments, FetchArguments, ImportArguments
+from matrixinfer.downloader.cli import Arguments, ExportArguments, FetchArguments, ImportArguments, ServeArguments
 from matrixinfer.downloader.core.manifest import Ready
 from matrixinfer.downloader.core.report import Recorded, Report, sentence
 from matrixinfer.downloader.core.request import Request
@@ -47,7 +47,7 @@ from matrixinfer.downloader.sources.website import WebsiteSource
 from matrixinfer.downloader.versions import VersionLinks
 from matrixinfer.downloader.wire.credentials import credentials
 from matrixinfer.service.clock import monotonic, utcnow
-from matrixinfer.service.exits import Exit
+from matrixinfer.service.exits import Exit, ExitCode
 from matrixinfer.service.lifecycle import Lifecycle
 from matrixinfer.service.logging import get_logger
 
@@ -64,14 +64,13 @@ _OUTCOME_SECONDS = 15.0
 _LAST_WORD_SECONDS = 3.0
 
 
-async def main(
-    lifecycle: Lifecycle,
-    settings: DownloaderSettings,
-    arguments: FetchArguments | ExportArguments | ImportArguments,
-) -> None:
+async def main(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: Arguments) -> None:
     """Do what the arguments say; raises Exit with the code of the cause when that cannot be done."""
     if isinstance(arguments, FetchArguments):
         await _fetch_once(lifecycle, settings, arguments)
+        return
+    if isinstance(arguments, ServeArguments):
+        await _serve(lifecycle, settings, arguments)
         return
     lifecycle.ready_when("running", lambda: True)
     try:
@@ -85,6 +84,31 @@ def _carry(arguments: ExportArguments | ImportArguments) -> Ready:
     if isinstance(arguments, ExportArguments):
         return export_model(arguments.model, arguments.archive)
     return import_model(arguments.archive, arguments.cache, arguments.output)
+
+
+async def _serve(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: ServeArguments) -> None:
+    lifecycle.ready_when("running", lambda: True)
+    token = settings.peer_token.get_secret_value()
+    if not token:
+        # The pod is not held up by a Secret that is missing: its model comes from the origin.
+        log.warning("nothing_served", reason="there is no token; set MATRIXINFER_DOWNLOADER_PEER_TOKEN from a Secret")
+        await lifecycle.stopping.wait()
+        return
+    # Loaded here because only this command needs a server.
+    from matrixinfer.downloader.peers.holdings import Holdings
+    from matrixinfer.downloader.peers.serve import ServeLimits, serving
+
+    limits = ServeLimits(settings.serve_connections, settings.serve_bytes_per_second, settings.serve_seconds)
+    host, port = settings.serve_host, settings.peer_port
+    try:
+        async with serving(Holdings(arguments.cache), token, limits, host, port, lambda: utcnow().timestamp()) as bound:
+            log.info("serving", host=host, port=bound, cache=str(arguments.cache))
+            await lifecycle.stopping.wait()
+    except OSError as exc:
+        raise Exit(
+            ExitCode.MISCONFIGURED,
+            f"{host}:{port} cannot be used: {exc.strerror}; set MATRIXINFER_DOWNLOADER_PEER_PORT to a free port",
+        ) from exc
 
 
 async def _fetch_once(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: FetchArguments) -> None:

@@ -8,11 +8,12 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from matrixinfer.downloader.core.uri import SCHEMES
 from matrixinfer.downloader.errors import EXIT_CODES
 
-__all__ = ["ExportArguments", "FetchArguments", "ImportArguments", "parse_arguments"]
+__all__ = ["Arguments", "ExportArguments", "FetchArguments", "ImportArguments", "ServeArguments", "parse_arguments"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,17 @@ class ImportArguments:
     output: Path
 
 
-def parse_arguments(argv: Sequence[str]) -> FetchArguments | ExportArguments | ImportArguments:
+@dataclass(frozen=True, slots=True)
+class ServeArguments:
+    """Arguments of `serve`."""
+
+    cache: Path
+
+
+Arguments: TypeAlias = FetchArguments | ExportArguments | ImportArguments | ServeArguments
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
     """Read the command line; a wrong one ends the process with exit code 2 and a usage line on stderr."""
     parser = argparse.ArgumentParser(
         prog="matrixinfer-downloader",
@@ -73,7 +84,11 @@ def parse_arguments(argv: Sequence[str]) -> FetchArguments | ExportArguments | I
     into.add_argument("--archive", required=True, type=Path, help="file that `export` wrote")
     into.add_argument("--cache", required=True, type=Path, help="folder that keeps files by content")
     into.add_argument("--output", required=True, type=Path, help="what becomes a link to the model")
+    serve = commands.add_parser("serve", help="give the models of a cache to other pods", allow_abbrev=False)
+    serve.add_argument("--cache", required=True, type=Path, help="folder that keeps files by content")
     given = parser.parse_args(argv)
+    if given.command == "serve":
+        return ServeArguments(given.cache.absolute())
     if given.command == "export":
         return ExportArguments(given.model.absolute(), given.archive.absolute())
     if given.command == "import":

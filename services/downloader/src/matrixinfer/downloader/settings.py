@@ -7,13 +7,15 @@ stores' own tools (AWS_*, HF_TOKEN) and the older ones of MatrixInfer (ACCESS_KE
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from matrixinfer.downloader.core.redirects import DEFAULT_HOSTS
 from matrixinfer.service.settings import ServiceSettings
 
 __all__ = ["DownloaderSettings"]
+
+_TOKEN_CHARACTERS = 16
 
 
 class DownloaderSettings(ServiceSettings):
@@ -44,6 +46,25 @@ class DownloaderSettings(ServiceSettings):
     redirect_hosts: tuple[str, ...] = Field(
         DEFAULT_HOSTS, description="Hosts, as globs in a JSON list, that a source may send us to."
     )
+    peers: str = Field(
+        "", description="Names or addresses of pods to ask first, with commas between; empty asks nobody."
+    )
+    peer_port: int = Field(8731, ge=0, le=65535, description="Port on which pods give models to one another.")
+    peer_token: SecretStr = Field(
+        SecretStr(""), description="What the pods of a namespace share, from a Secret; nothing is shared without it."
+    )
+    peer_patience_seconds: float = Field(
+        10.0, ge=1, le=600, description="A peer that does not come on for so long is not waited for."
+    )
+    peer_slowest_bytes_per_second: int = Field(1 << 20, ge=0, description="A peer that is slower is not used.")
+    peer_checksums: Literal["strong", "any"] = Field(
+        "strong", description="Which files come from peers; any: also those that the source vouches for by a CRC only."
+    )
+    pod_ip: str = Field("", validation_alias=AliasChoices("POD_IP"), description="Address of the pod itself.")
+    serve_host: str = Field("0.0.0.0", description="Address on which `serve` listens.")  # noqa: S104
+    serve_connections: int = Field(16, ge=1, le=1024, description="Most transfers to peers at once.")
+    serve_bytes_per_second: int = Field(0, ge=0, description="Most bytes a second to all peers; 0 sets no limit.")
+    serve_seconds: float = Field(60.0, ge=1, le=3600, description="Deadline of one transfer to a peer.")
     offline: bool = Field(default=False, description="Connect to nothing: use what the cache holds, or fail at once.")
     claims_dir: Path = Field(Path("/claims"), description="Claim NAME of pvc://NAME/... is mounted at claims_dir/NAME.")
     termination_log: Path = Field(Path("/dev/termination-log"), description="Where the outcome is written.")
@@ -99,8 +120,23 @@ class DownloaderSettings(ServiceSettings):
         "443", validation_alias=AliasChoices("KUBERNETES_SERVICE_PORT"), description="Its port, set by the kubelet."
     )
 
+    @field_validator("peer_token")
+    @classmethod
+    def _not_guessed(cls, token: SecretStr) -> SecretStr:
+        if 0 < len(token.get_secret_value()) < _TOKEN_CHARACTERS:
+            raise ValueError(f"must have at least {_TOKEN_CHARACTERS} characters; make one with `openssl rand -hex 32`")
+        return token
+
     @property
     def secrets(self) -> tuple[str, ...]:
         """Every credential, so that logs can mask them."""
-        held = (self.access_key, self.secret_key, self.session_token, self.hf_token, self.ms_token, self.http_token)
+        held = (
+            self.access_key,
+            self.secret_key,
+            self.session_token,
+            self.hf_token,
+            self.ms_token,
+            self.http_token,
+            self.peer_token,
+        )
         return tuple(value for secret in held if (value := secret.get_secret_value()))
