@@ -20,8 +20,8 @@ from matrixinfer.gateway.core.outliers import OutlierPolicy, Outliers, Tally, ju
 POLICY = BreakerPolicy(failures=3, base_seconds=10, most_seconds=60, most_percent=50)
 
 
-def suspect(uid: str = "a", *, until: float = 100, answered: float = 0, tried: float = 0) -> Suspect:
-    return Suspect(uid, Ejection(until, 1, Cause.FAILURES), answered, tried)
+def suspect(uid: str = "a", *, until: float = 100, proved: float = 0, tried: float = 0) -> Suspect:
+    return Suspect(uid, Ejection(until, 1, Cause.FAILURES), proved, tried)
 
 
 # -- failures in a row --------------------------------------------------------------------------------------------
@@ -71,8 +71,8 @@ def test_an_endpoint_that_was_back_for_long_starts_from_the_beginning() -> None:
     [
         (suspect(until=100), 99, Standing.OUT),
         (suspect(until=100), 100, Standing.ON_TRIAL),
-        (suspect(until=100, answered=99), 5000, Standing.ON_TRIAL),
-        (suspect(until=100, answered=101), 102, Standing.IN),
+        (suspect(until=100, proved=99), 5000, Standing.ON_TRIAL),
+        (suspect(until=100, proved=101), 102, Standing.IN),
     ],
 )
 def test_standing(seen: Suspect, now: float, expected: Standing) -> None:
@@ -96,7 +96,7 @@ def test_on_trial_one_request_at_a_time_is_sent() -> None:
 def test_never_more_than_the_share_is_left_out(
     seen: list[tuple[int, int, int]], healthy: int, percent: int, now: int
 ) -> None:
-    suspects = [suspect(f"u{i}", until=u, answered=a, tried=t) for i, (u, a, t) in enumerate(seen)]
+    suspects = [suspect(f"u{i}", until=u, proved=a, tried=t) for i, (u, a, t) in enumerate(seen)]
     endpoints = len(suspects) + healthy
     out = left_out(suspects, endpoints, percent, now)
     assert len(out) <= endpoints * percent / 100

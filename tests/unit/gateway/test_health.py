@@ -14,6 +14,7 @@ from matrixinfer.gateway.core.breaker import BreakerPolicy, Cause
 from matrixinfer.gateway.core.outliers import OutlierPolicy
 from matrixinfer.gateway.core.types import Endpoint, Server, Snapshot, TrafficPolicy
 from matrixinfer.gateway.health import Health, HealthBoard
+from matrixinfer.service.clock import monotonic
 
 POLICY = BreakerPolicy(failures=3, base_seconds=10, most_seconds=60, most_percent=50)
 NO_POLICY = TrafficPolicy()
@@ -82,9 +83,9 @@ def test_one_request_of_all_workers_proves_an_endpoint(fd: int) -> None:
         one.failed(ENDPOINTS[0], NO_POLICY)
     clock.now += 10
     assert one.left_out(PODS, NO_POLICY) == two.left_out(PODS, NO_POLICY) == frozenset()
-    two.sent(ENDPOINTS[0])
+    tried_at = two.sent(ENDPOINTS[0])
     assert one.left_out(PODS, NO_POLICY) == two.left_out(PODS, NO_POLICY) == {"uid-0"}
-    two.answers(ENDPOINTS[0], 200, NO_POLICY)
+    two.answers(ENDPOINTS[0], 200, NO_POLICY, tried_at)
     assert one.left_out(PODS, NO_POLICY) == two.left_out(PODS, NO_POLICY) == frozenset()
 
 
@@ -95,8 +96,7 @@ def test_a_failure_on_trial_takes_it_out_for_twice_as_long(fd: int) -> None:
         one.failed(ENDPOINTS[0], NO_POLICY)
     clock.now += 10
     assert two.left_out(PODS, NO_POLICY) == frozenset()
-    two.sent(ENDPOINTS[0])
-    assert two.failed(ENDPOINTS[0], NO_POLICY)
+    assert two.failed(ENDPOINTS[0], NO_POLICY, two.sent(ENDPOINTS[0]))
     clock.now += 19
     assert one.left_out(PODS, NO_POLICY) == {"uid-0"}
     clock.now += 2
@@ -110,9 +110,59 @@ def test_a_trial_whose_client_left_proves_nothing_and_blocks_nobody(fd: int) -> 
         one.failed(ENDPOINTS[0], NO_POLICY)
     clock.now += 10
     one.left_out(PODS, NO_POLICY)
-    one.sent(ENDPOINTS[0])
-    one.proved_nothing(ENDPOINTS[0])
+    tried_at = one.sent(ENDPOINTS[0])
+    assert two.left_out(PODS, NO_POLICY) == {"uid-0"}
+    one.over(ENDPOINTS[0], tried_at)
     assert two.left_out(PODS, NO_POLICY) == frozenset()
+
+
+@pytest.mark.parametrize("status", [200, 500, 503, None])
+def test_a_request_sent_before_the_ejection_decides_no_trial(fd: int, status: int | None) -> None:
+    """Its answer, an error, a refusal, silence or a client that left: each says how the endpoint was."""
+    clock = Clock()
+    one, two = workers(fd, clock)
+    early = one.sent(ENDPOINTS[0])
+    for _ in range(3):
+        one.failed(ENDPOINTS[0], NO_POLICY)
+    clock.now += 10
+    assert one.left_out(PODS, NO_POLICY) == frozenset()
+    tried_at = one.sent(ENDPOINTS[0])
+    if status is None:
+        assert not one.failed(ENDPOINTS[0], NO_POLICY, early)
+    else:
+        one.answers(ENDPOINTS[0], status, NO_POLICY, early)
+    one.over(ENDPOINTS[0], early)
+    # The trial goes on, and it alone decides.
+    assert one.left_out(PODS, NO_POLICY) == two.left_out(PODS, NO_POLICY) == {"uid-0"}
+    one.answers(ENDPOINTS[0], 200, NO_POLICY, tried_at)
+    assert one.left_out(PODS, NO_POLICY) == two.left_out(PODS, NO_POLICY) == frozenset()
+
+
+def test_an_early_answer_is_no_proof_before_the_trial_begins(fd: int) -> None:
+    clock = Clock()
+    one, two = workers(fd, clock)
+    for _ in range(3):
+        one.failed(ENDPOINTS[0], NO_POLICY)
+    clock.now += 10
+    two.answers(ENDPOINTS[0], 200, NO_POLICY)
+    assert one.left_out(PODS, NO_POLICY) == frozenset()
+    one.sent(ENDPOINTS[0])
+    assert two.left_out(PODS, NO_POLICY) == {"uid-0"}
+
+
+def test_of_several_trials_that_one_which_is_answered_counts(fd: int) -> None:
+    """A server's only endpoint takes every request, so more than one may be under way when its time is over."""
+    clock = Clock()
+    one, _ = workers(fd, clock)
+    for _ in range(3):
+        one.failed(ENDPOINTS[0], NO_POLICY)
+    clock.now += 10
+    only = {0: "uid-0"}
+    assert one.left_out(only, NO_POLICY) == frozenset()
+    first, second = one.sent(ENDPOINTS[0]), one.sent(ENDPOINTS[0])
+    one.answers(ENDPOINTS[0], 200, NO_POLICY, first)
+    assert not one.failed(ENDPOINTS[0], NO_POLICY, second)
+    assert one.left_out(PODS, NO_POLICY) == frozenset()
 
 
 def test_a_new_pod_in_an_old_slot_is_innocent(fd: int) -> None:
@@ -176,6 +226,12 @@ async def reset(_asked: Asked, writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
+async def head_and_reset(_asked: Asked, writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n")
+    await writer.drain()
+    writer.close()
+
+
 def quick(rig: Rig, **policy: float) -> None:
     rig.defaults = replace(rig.defaults, breaker=replace(BreakerPolicy(failures=3, base_seconds=60), **policy))
 
@@ -224,6 +280,24 @@ async def test_an_endpoint_that_recovers_comes_back_by_one_request(rig: Rig) -> 
     assert [(await rig.ask()).status for _ in range(5)] == [200] * 5
     assert len(bad.asked) == before + 5
     assert good.asked
+
+
+async def test_a_trial_that_ends_without_a_word_blocks_nobody(rig: Rig) -> None:
+    """It got a head and no body: that proves nothing, and the next one may."""
+    bad, _ = await rig.engine(reset), await rig.engine()
+    quick(rig, base_seconds=0.05)
+    await rig.start()
+    rig.load(1)
+    while len(bad.asked) < 3:
+        assert (await rig.ask()).status == 200
+    bad.behave = head_and_reset
+    ejection = rig.health.ejection(0)
+    assert ejection is not None
+    await rig.until(lambda: monotonic() > ejection.until)
+    assert not (await rig.ask()).complete
+    bad.behave = answer_ok
+    assert (await rig.ask()).status == 200
+    assert rig.records[-1].pod == "pod-0"
 
 
 async def test_beat_39_a_dead_pod_costs_no_request_and_is_soon_left_alone(rig: Rig) -> None:

@@ -99,6 +99,8 @@ class Attempts:
         self._connecting: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
         self._in_flight: defaultdict[str, set[Relay]] = defaultdict(set)
         self._claims: dict[Relay, tuple[Claim, Choice, Trace]] = {}
+        # Those of a few claims only: when the request was sent that is to prove its endpoint.
+        self._trials: dict[Claim, float] = {}
 
     def end_those_of(self, gone: frozenset[str]) -> None:
         """End what waits for the pods of these uids, and whatever is about to: no byte can come from them.
@@ -134,14 +136,17 @@ class Attempts:
 
     def enter(self, choice: Choice) -> Claim:
         """Count a request in, in the same moment in which it was decided on. `run` or `leave` must follow."""
-        self._health.sent(choice.endpoint)
-        return self._row.enter(choice.endpoint.slot, choice.burden)
+        tried_at = self._health.sent(choice.endpoint)
+        claim = self._row.enter(choice.endpoint.slot, choice.burden)
+        if tried_at:
+            self._trials[claim] = tried_at
+        return claim
 
     def leave(self, choice: Choice, claim: Claim) -> None:
         """The request is not sent after all."""
         claim.end()
         choice.undo()
-        self._health.proved_nothing(choice.endpoint)
+        self._health.over(choice.endpoint, self._trials.pop(claim, 0.0))
 
     async def run(
         self, exchange: Exchange, trace: Trace, choice: Choice, claim: Claim, terms: Terms, *, once: bool = False
@@ -152,11 +157,12 @@ class Attempts:
         one.
         """
         endpoint, health = choice.endpoint, self._health
+        tried_at = self._trials.pop(claim, 0.0)
         outcome: Outcome | None = None
 
         def began(status: int) -> None:
             claim.prefilled()
-            health.answers(endpoint, status, choice.server.policy)
+            health.answers(endpoint, status, choice.server.policy, tried_at)
 
         try:
             trace.hides_usage = self._asks_for_usage and _may_ask_for_usage(exchange.request, choice.server, trace)
@@ -168,23 +174,25 @@ class Attempts:
         finally:
             claim.end()
             self._freed()
-            trace.tripped = self._note_health(choice, outcome, exchange)
+            trace.tripped = self._note_health(choice, outcome, exchange, tried_at)
+            health.over(endpoint, tried_at)
         return outcome
 
-    def _note_health(self, choice: Choice, outcome: Outcome | None, exchange: Exchange) -> bool:
+    def _note_health(self, choice: Choice, outcome: Outcome | None, exchange: Exchange, tried_at: float) -> bool:
         """Tell what the end of an attempt says of the endpoint; how its answer began was told already.
 
         True when it was one failure too many.
         """
-        if outcome is None or (outcome.failure is not None and not speaks_of_endpoint(outcome.failure)):
-            self._health.proved_nothing(choice.endpoint)
-        elif outcome.held is not None and not status_is_transient(outcome.held.status, bytes(outcome.held.body)):
-            self._health.answers(choice.endpoint, outcome.held.status, choice.server.policy)
-        elif outcome.failure is not None and exchange.begun:
-            self._health.broke_off(choice.endpoint)
-        elif outcome.failure is not None:
-            return self._health.failed(choice.endpoint, choice.server.policy)
-        return False
+        health, endpoint, policy = self._health, choice.endpoint, choice.server.policy
+        if outcome is None or outcome.failure is None or not speaks_of_endpoint(outcome.failure):
+            return False
+        if outcome.held is not None and not status_is_transient(outcome.held.status, bytes(outcome.held.body)):
+            health.answers(endpoint, outcome.held.status, policy, tried_at)
+            return False
+        if exchange.begun:
+            health.broke_off(endpoint)
+            return False
+        return health.failed(endpoint, policy, tried_at)
 
     async def _over(
         self,

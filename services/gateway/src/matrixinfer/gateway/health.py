@@ -21,6 +21,7 @@ from matrixinfer.gateway.core.breaker import (
     Standing,
     Suspect,
     eject,
+    is_proved,
     is_tripped,
     left_out,
     standing,
@@ -39,7 +40,18 @@ _MICROSECONDS: Final = 1_000_000
 # Ejection packed into one cell, so that it is read whole: until << 16 | times << 8 | cause. 48 bits of microseconds
 # are nine years of uptime.
 _TIMES_SHIFT, _UNTIL_SHIFT = 8, 16
-_COLUMNS: Final = ("ejections", "streaks", "streaks_since", "answered", "trials", "answers", "errors", "timed", "ttft")
+_COLUMNS: Final = (
+    "ejections",
+    "streaks",
+    "streaks_since",
+    "answered",
+    "trials",
+    "proved",
+    "answers",
+    "errors",
+    "timed",
+    "ttft",
+)
 _SERVER_ERRORS: Final = 500
 _SHORTEST_SECONDS: Final = 1e-6
 _NOBODY: Final[frozenset[str]] = frozenset()
@@ -96,6 +108,10 @@ class HealthBoard:
         """When the last request was sent that is to prove it and has no outcome yet; 0 when there is none."""
         return max(row.trials[slot] for row in self._rows) / _MICROSECONDS
 
+    def proved_at(self, slot: Slot) -> float:
+        """When the newest request was sent that proved it."""
+        return max(row.proved[slot] for row in self._rows) / _MICROSECONDS
+
     def streaks(self, slot: Slot) -> list[tuple[int, float]]:
         """Failures in a row of each worker, and when they began."""
         return [(row.streaks[slot], row.streaks_since[slot] / _MICROSECONDS) for row in self._rows]
@@ -123,6 +139,7 @@ class HealthRow:
         "answers",
         "ejections",
         "errors",
+        "proved",
         "streaks",
         "streaks_since",
         "timed",
@@ -133,21 +150,21 @@ class HealthRow:
     def __init__(self, board: HealthBoard, version: memoryview, cells: memoryview) -> None:
         self._board = board
         self._version = version
-        # What this process wrote to streaks and trials, known without a look: nothing, for nearly every answer.
+        # Where this process began a row of failures, known without a look: nowhere, for nearly every answer.
         self._troubled: set[Slot] = set()
         self._cells = cells
         size = len(cells) // len(_COLUMNS)
         columns = (cells[i * size : (i + 1) * size] for i in range(len(_COLUMNS)))
-        self.ejections, self.streaks, self.streaks_since, self.answered, self.trials, *sums = columns
-        self.answers, self.errors, self.timed, self.ttft = sums
+        self.ejections, self.streaks, self.streaks_since, self.answered, *others = columns
+        self.trials, self.proved, self.answers, self.errors, self.timed, self.ttft = others
 
     def answer(self, slot: Slot, now: float) -> None:
-        """The endpoint answers: its failures are no row any more, and a trial is over."""
+        """The endpoint answers: its failures are no row any more."""
         self.answered[slot] = int(now * _MICROSECONDS)
         self.answers[slot] += 1
         if slot in self._troubled:
             self._troubled.discard(slot)
-            self.streaks[slot] = self.trials[slot] = 0
+            self.streaks[slot] = 0
 
     def first_token(self, slot: Slot, log_seconds: float) -> None:
         """The logarithm of the time that the first token of a stream took."""
@@ -158,23 +175,27 @@ class HealthRow:
         """The endpoint answers with an error: it is at work, and perhaps not well."""
         self.answers[slot] += 1
         self.errors[slot] += 1
-        self.trials[slot] = 0
 
     def error(self, slot: Slot) -> None:
         """An answer broke off."""
         self.errors[slot] += 1
 
-    def failure(self, slot: Slot, policy: BreakerPolicy, now: float) -> Ejection | None:
-        """The endpoint gave no answer. Returns its ejection, when this was one failure too many."""
+    def failure(self, slot: Slot, policy: BreakerPolicy, now: float, tried_at: float = 0.0) -> Ejection | None:
+        """The endpoint gave no answer. Returns its ejection, when this was one failure too many.
+
+        `tried_at` is when the request was sent, if it was to prove the endpoint.
+        """
         self.answers[slot] += 1
         self.errors[slot] += 1
+        last = self._board.ejection(slot)
+        if last is not None and not is_proved(last, self._board.proved_at(slot)):
+            return self.eject(slot, policy, Cause.FAILURES, now) if tried_at > last.until else None
         self._troubled.add(slot)
-        on_trial, self.trials[slot] = self.trials[slot], 0
         answered_at = self._board.answered_at(slot)
         if not self.streaks[slot] or self.streaks_since[slot] <= answered_at * _MICROSECONDS:
             self.streaks[slot], self.streaks_since[slot] = 0, int(now * _MICROSECONDS)
         self.streaks[slot] += 1
-        if on_trial or is_tripped(self._board.streaks(slot), answered_at, policy):
+        if is_tripped(self._board.streaks(slot), answered_at, policy):
             return self.eject(slot, policy, Cause.FAILURES, now)
         return None
 
@@ -188,12 +209,16 @@ class HealthRow:
 
     def begin_trial(self, slot: Slot, now: float) -> None:
         """A request is sent that is to prove an endpoint which was left out."""
-        self._troubled.add(slot)
         self.trials[slot] = int(now * _MICROSECONDS)
 
-    def end_trial(self, slot: Slot) -> None:
-        """It proved nothing: its client left."""
-        self.trials[slot] = 0
+    def prove(self, slot: Slot, tried_at: float) -> None:
+        """The request of then was answered."""
+        self.proved[slot] = int(tried_at * _MICROSECONDS)
+
+    def end_trial(self, slot: Slot, tried_at: float) -> None:
+        """The request of then has ended, whatever it proved. A newer one goes on."""
+        if self.trials[slot] == int(tried_at * _MICROSECONDS):
+            self.trials[slot] = 0
 
     def forget(self, slot: Slot) -> None:
         """Another pod has the slot now, of which nothing is known."""
@@ -238,17 +263,28 @@ class Health:
             self._look(versions)
         return self._judge(pods, self._policy.of(policy)) if self._suspects else _NOBODY
 
-    def sent(self, endpoint: Endpoint) -> None:
-        """A request goes there, right after `left_out` was asked."""
-        if endpoint.slot in self._suspects:
-            self._row.begin_trial(endpoint.slot, self._clock())
+    def sent(self, endpoint: Endpoint) -> float:
+        """A request goes there, right after `left_out` was asked. Returns when, if it is to prove the endpoint, else 0;
+        whatever is told of the request later is told with it, and in the end `over`.
+        """
+        suspected = self._suspects.get(endpoint.slot)
+        if suspected is None:
+            return 0.0
+        now = self._clock()
+        if now < suspected.until:
+            # It is out, and taken all the same because too many are.
+            return 0.0
+        self._row.begin_trial(endpoint.slot, now)
+        return now
 
-    def answers(self, endpoint: Endpoint, status: int, policy: TrafficPolicy) -> None:
+    def answers(self, endpoint: Endpoint, status: int, policy: TrafficPolicy, tried_at: float = 0.0) -> None:
         """The first piece of its answer came, or an answer that was kept back."""
         if status < _SERVER_ERRORS:
             self._row.answer(endpoint.slot, self._clock())
+            if tried_at:
+                self._row.prove(endpoint.slot, tried_at)
         elif status_is_transient(status):
-            self.failed(endpoint, policy)
+            self.failed(endpoint, policy, tried_at)
         else:
             self._row.error_answer(endpoint.slot)
 
@@ -256,9 +292,9 @@ class Health:
         """The first token of a stream took so long."""
         self._row.first_token(endpoint.slot, natural_log(max(seconds, _SHORTEST_SECONDS)))
 
-    def failed(self, endpoint: Endpoint, policy: TrafficPolicy) -> bool:
+    def failed(self, endpoint: Endpoint, policy: TrafficPolicy, tried_at: float = 0.0) -> bool:
         """It gave no answer, or none but that it cannot. True when that was one failure too many."""
-        ejection = self._row.failure(endpoint.slot, self._policy.of(policy), self._clock())
+        ejection = self._row.failure(endpoint.slot, self._policy.of(policy), self._clock(), tried_at)
         if ejection is not None:
             log_ejection(endpoint, ejection, self._clock())
         return ejection is not None
@@ -267,10 +303,10 @@ class Health:
         """An answer that had begun did not end."""
         self._row.error(endpoint.slot)
 
-    def proved_nothing(self, endpoint: Endpoint) -> None:
-        """The request ended without a word from the endpoint, and not through its fault."""
-        if endpoint.slot in self._suspects:
-            self._row.end_trial(endpoint.slot)
+    def over(self, endpoint: Endpoint, tried_at: float) -> None:
+        """The request has ended. Where it proved nothing, the next one may."""
+        if tried_at:
+            self._row.end_trial(endpoint.slot, tried_at)
 
     def _look(self, versions: bytes) -> None:
         self._seen = versions
@@ -284,7 +320,7 @@ class Health:
         for slot, ejection in tuple(self._suspects.items()):
             if slot not in pods:
                 continue
-            suspect = Suspect(pods[slot], ejection, board.answered_at(slot), board.tried_at(slot))
+            suspect = Suspect(pods[slot], ejection, board.proved_at(slot), board.tried_at(slot))
             if standing(suspect, now) is Standing.IN:
                 # Proved: nothing to think about until it is ejected again.
                 del self._suspects[slot]

@@ -5,8 +5,9 @@ Closed, open and half-open, in the words used here: an endpoint is `IN`, it is `
 twice as long. Pure; the facts are cells of shared memory (`health`), so what one worker learnt is true for all at once.
 
 Two traps. Leaving out everybody turns a guess into an outage: whoever is beyond the share that may be left out stays
-in, those first who would be back first. And requests that were in flight when an endpoint failed fail one after the
-other: while it is out already they change nothing.
+in, those first who would be back first. And requests that were in flight when an endpoint was ejected end one after
+the other, well or badly, perhaps long after: they say how it was, so only a request that was sent since its time was
+over decides whether it is in again.
 """
 
 from collections.abc import Iterable
@@ -16,7 +17,18 @@ from typing import Final, NamedTuple
 
 from matrixinfer.gateway.core.types import TrafficPolicy
 
-__all__ = ["BreakerPolicy", "Cause", "Ejection", "Standing", "Suspect", "eject", "is_tripped", "left_out", "standing"]
+__all__ = [
+    "BreakerPolicy",
+    "Cause",
+    "Ejection",
+    "Standing",
+    "Suspect",
+    "eject",
+    "is_proved",
+    "is_tripped",
+    "left_out",
+    "standing",
+]
 
 _REMEMBERED_SECONDS: Final = 60.0
 """Shortest time an endpoint has to be back before its next ejection counts as its first."""
@@ -85,8 +97,8 @@ class Suspect(NamedTuple):
 
     uid: str
     ejection: Ejection
-    answered_at: float
-    """When it last answered; 0 when it never did."""
+    proved_at: float
+    """When the newest request was sent that it answered, of those that were to prove it; 0 when it never did."""
     tried_at: float
     """When the request was sent that is to prove it, as long as that has no outcome; else 0."""
 
@@ -112,11 +124,16 @@ def eject(last: Ejection | None, policy: BreakerPolicy, cause: Cause, now: float
     return Ejection(now + policy.seconds(times), times, cause)
 
 
+def is_proved(ejection: Ejection, proved_at: float) -> bool:
+    """Whether a request that was sent at `proved_at` and answered ends what an ejection began."""
+    return proved_at > ejection.until
+
+
 def standing(suspect: Suspect, now: float) -> Standing:
     """Return what an endpoint that was ejected may be given now."""
     if now < suspect.ejection.until:
         return Standing.OUT
-    return Standing.IN if suspect.answered_at > suspect.ejection.until else Standing.ON_TRIAL
+    return Standing.IN if is_proved(suspect.ejection, suspect.proved_at) else Standing.ON_TRIAL
 
 
 def left_out(suspects: Iterable[Suspect], endpoints: int, most_percent: int, now: float) -> frozenset[str]:
