@@ -58,17 +58,22 @@ generate: $(STAMP)  ## rewrite generated files
 fmt: $(STAMP)  ## format and fix what can be fixed
 	@$(VENV)/bin/ruff check --fix --quiet . && $(VENV)/bin/ruff format --quiet .
 
-.PHONY: verify
-verify: $(STAMP)  ## generated files, ruff, mypy, import contracts, unit and property tests
+.PHONY: checks
+checks: $(STAMP)
 	@echo "· generated files" && $(PY) -m tools.crds --check
 	@echo "· ruff" && $(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check --quiet .
 	@echo "· mypy" && $(VENV)/bin/mypy
 	@echo "· import contracts" && $(VENV)/bin/lint-imports
-	@echo "· unit and property tests" && $(VENV)/bin/pytest tests/unit tests/property tests/meta -q -n 2 -m "not integration and not e2e"
+
+.PHONY: unit
+unit: $(STAMP)
+	@echo "· unit and property tests" && $(VENV)/bin/pytest tests/unit tests/property tests/meta -q -n 2
+
+.PHONY: verify
+verify: checks unit  ## generated files, ruff, mypy, import contracts, unit and property tests
 
 .PHONY: test
-test: setup cluster  ## every test but the benches
-	@$(VENV)/bin/pytest tests/unit tests/property tests/meta -q -n 2
+test: setup cluster unit  ## every test but the benches
 	@$(VENV)/bin/pytest tests/conformance tests/integration -q
 	@$(VENV)/bin/pytest tests/e2e -q -p no:randomly
 
