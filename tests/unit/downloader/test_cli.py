@@ -1,10 +1,11 @@
 """Arguments say what and where; nothing secret fits in them."""
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from matrixinfer.downloader.cli import parse_arguments
+from matrixinfer.downloader.cli import ExportArguments, parse_arguments
 from matrixinfer.downloader.errors import EXIT_CODES, Cause
 
 
@@ -54,3 +55,9 @@ def test_help_lists_every_cause_with_its_code(capsys: pytest.CaptureFixture[str]
 def test_every_cause_has_an_exit_code_that_is_neither_success_nor_a_crash() -> None:
     assert set(EXIT_CODES) == set(Cause)
     assert not {0, 1} & set(EXIT_CODES.values())
+
+
+@pytest.mark.parametrize("form", ["tar", "oci"])
+def test_a_model_is_exported_in_the_format_that_is_asked_for(form: Literal["tar", "oci"]) -> None:
+    found = parse_arguments(["export", "--model", "/m", "--archive", "/a", "--format", form])
+    assert found == ExportArguments(Path("/m"), Path("/a"), form)

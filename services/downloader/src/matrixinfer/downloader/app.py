@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, assert_never
 from prometheus_client import REGISTRY
 
 from matrixinfer.downloader import termination
-from matrixinfer.downloader.archive import export_model, import_model
+from matrixinfer.downloader.archive import export_layout, export_model, import_model
 from matrixinfer.downloader.blocking import in_thread
 from matrixinfer.downloader.cli import Arguments, ExportArguments, FetchArguments, ImportArguments, ServeArguments
 from matrixinfer.downloader.core.manifest import Ready
@@ -82,7 +82,8 @@ async def main(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: Ar
 
 def _carry(arguments: ExportArguments | ImportArguments) -> Ready:
     if isinstance(arguments, ExportArguments):
-        return export_model(arguments.model, arguments.archive)
+        export = export_layout if arguments.form == "oci" else export_model
+        return export(arguments.model, arguments.archive)
     return import_model(arguments.archive, arguments.cache, arguments.output)
 
 

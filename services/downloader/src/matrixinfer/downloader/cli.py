@@ -8,7 +8,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from matrixinfer.downloader.core.uri import SCHEMES
 from matrixinfer.downloader.errors import EXIT_CODES
@@ -35,6 +35,7 @@ class ExportArguments:
 
     model: Path
     archive: Path
+    form: Literal["tar", "oci"] = "tar"
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +78,14 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     fetch.add_argument("--exclude", action="append", default=[], metavar="GLOB", help="leave these files out")
     fetch.add_argument("--model-version", default="", metavar="NAME", help="ModelVersion to report to")
     fetch.add_argument("--namespace", default="", help="its namespace; the pod's own when left out")
-    out = commands.add_parser("export", help="write a model to a tar file", allow_abbrev=False)
+    out = commands.add_parser("export", help="write a model to a file or folder to carry", allow_abbrev=False)
     out.add_argument("--model", required=True, type=Path, help="folder of the model, or a link to it")
-    out.add_argument("--archive", required=True, type=Path, help="file to write")
-    into = commands.add_parser("import", help="bring a model from a tar file into a cache", allow_abbrev=False)
-    into.add_argument("--archive", required=True, type=Path, help="file that `export` wrote")
+    out.add_argument("--archive", required=True, type=Path, help="what to write; with oci a folder, or NAME.tar")
+    out.add_argument(
+        "--format", choices=("tar", "oci"), default="tar", help="a tar file of the files, or an OCI image layout"
+    )
+    into = commands.add_parser("import", help="bring a model from what `export` wrote into a cache", allow_abbrev=False)
+    into.add_argument("--archive", required=True, type=Path, help="what `export` wrote, in either format")
     into.add_argument("--cache", required=True, type=Path, help="folder that keeps files by content")
     into.add_argument("--output", required=True, type=Path, help="what becomes a link to the model")
     serve = commands.add_parser("serve", help="give the models of a cache to other pods", allow_abbrev=False)
@@ -90,7 +94,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     if given.command == "serve":
         return ServeArguments(given.cache.absolute())
     if given.command == "export":
-        return ExportArguments(given.model.absolute(), given.archive.absolute())
+        return ExportArguments(given.model.absolute(), given.archive.absolute(), given.format)
     if given.command == "import":
         return ImportArguments(given.archive.absolute(), given.cache.absolute(), given.output.absolute())
     if given.namespace and not given.model_version:
