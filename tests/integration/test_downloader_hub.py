@@ -142,6 +142,7 @@ class HubHandler(BaseHTTPRequestHandler):
         if len(content) > 1000:
             sha256 = hashlib.sha256(content).hexdigest()
             entry |= {"oid": "1" * 40, "lfs": {"oid": sha256, "size": len(content), "pointerSize": 130}}
+            entry["xetHash"] = "0" * 64
         return entry
 
     def resolve(self, rest: str) -> None:

@@ -4,8 +4,8 @@ The client resolves the revision to a commit, lists the tree with hashes and kno
 ranges into our own files, because its download functions keep nothing of a killed process and check sizes only. A hub
 sends large files from elsewhere; the token stays at home, and so do we unless the place is allowed. Everything after
 the first request names the commit, so a branch that moves changes nothing. The traps: a hub answers 401 for a
-repository that does not exist; and the client's own helpers return a folder that is half full when the hub is away, so
-none of them is used.
+repository that does not exist; its storage answers 403 when a signature has expired; and the client's own helpers
+return a folder that is half full when the hub is away, so none of them is used.
 """
 
 import re
@@ -33,6 +33,8 @@ __all__ = ["HubAccess", "HubSource"]
 
 _AGENT = "matrixinfer-downloader"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+# How storages say that an address has expired, or is not theirs: nothing about what a token may read.
+_NOT_SIGNED_WELL = frozenset((400, 401, 403, 410))
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +114,12 @@ class HubSource:
         url = hf_hub_url(self._repo, file.path, revision=self._commit, endpoint=self._endpoint)
         asked = {**headers, "Authorization": f"Bearer {self._token}"} if self._token else dict(headers)
         with translated(what), self._client.exchange("GET", url, asked) as answer:
+            is_elsewhere = origin_of(answer.url) != origin_of(url)
+            if is_elsewhere and answer.status in _NOT_SIGNED_WELL:
+                raise TransientError(f"{what}: the hub's storage answered {answer.status} to what the hub just signed")
             if answer.status not in (200, 206):
                 raise _from_answer(what, answer.status, answer.headers, answer.retry_after, has_token=bool(self._token))
-            if origin_of(answer.url) != origin_of(url):
+            if is_elsewhere:
                 self._places[file.path] = answer.url
             yield answer
 
