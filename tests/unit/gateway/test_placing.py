@@ -118,7 +118,24 @@ def test_a_failed_dispatch_leaves_no_trace(world: World) -> None:
     """BEAT-43: undone, so that the prompt does not lead to a pod that never got it."""
     placed = world.place(chat("one"))
     placed.undo()
+    assert world.prefixes[0].now(placed.endpoint.slot) == 0
     assert not world.place(chat("one")).view.cached_tokens
+
+
+def test_a_failed_dispatch_takes_from_nobody_what_it_was_placed_by(world: World) -> None:
+    """The second one was sent after the first, by what the first would have brought, and got there."""
+    first, second = world.place(chat("one")), world.place(chat("one"), worker=1)
+    assert first.endpoint == second.endpoint
+    first.undo()
+    assert world.place(chat("one")).view.cached_tokens
+
+
+def test_what_is_noted_between_a_dispatch_and_its_failure_is_not_taken_for_old(world: World) -> None:
+    first = world.place(chat("one", system="a" * 40_000))
+    slot, mark = first.endpoint.slot, first.endpoint.mark
+    world.prefixes[1].note([1 << 60], mark, slot)
+    first.undo()
+    assert world.prefixes[0].find([1 << 60], {mark: slot}).holdings == {mark: (1, 0)}
 
 
 def test_tenants_do_not_see_each_other(world: World) -> None:

@@ -213,6 +213,10 @@ async def test_a_place_that_was_given_to_a_client_in_the_moment_it_left_is_given
     await rig.until(lambda: rig.records)
     assert rig.in_flight() == [0] * 64
     assert rig.handler.waiting == 0
+    # Nor does it make the pod older, or count as a decision.
+    assert rig.prefixes.now(0) == 0
+    report = rig.stats.report(connections=0, upstream_connections=0, upstream_opened=0, access_log_dropped=0)
+    assert not any(series.decisions for series in report.series.values())
 
 
 async def test_room_that_another_worker_made_is_found(rig: Rig) -> None:

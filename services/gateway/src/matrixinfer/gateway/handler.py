@@ -322,8 +322,6 @@ class Handler:
             if trace.spans is not None:
                 trace.spans.phases.append(("schedule", began, self._clock(), _noted(chooser.table.revision, choice)))
             trace.series = self._stats.series(trace.model, trace.route, choice.server.name)
-            if choice.placement is not None:
-                trace.series.placed(self.rung.label, choice.placement.cached_tokens, choice.burden.prefill_tokens)
         return choice
 
     def _place(
@@ -368,7 +366,10 @@ class Handler:
                 trace.spans.phases.append(("wait", before, before + waited, {}))
 
     def _note_decision(self, trace: Trace, choice: Choice) -> None:
-        if trace.recorded is not None and trace.decision is not None:
+        """Count and remember a decision that is acted on: one that was taken back is none."""
+        if choice.placement is not None and trace.recorded is not None and trace.decision is not None:
+            rung, cached = trace.recorded.rung.label, choice.placement.cached_tokens
+            trace.series.placed(rung, cached, choice.burden.prefill_tokens)
             rule, server, pod = trace.decision.rule, choice.server.name, choice.endpoint.pod
             self.decisions.note(Noted(self._now(), trace.route, rule, server, pod, trace.recorded))
 

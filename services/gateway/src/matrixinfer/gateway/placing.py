@@ -52,6 +52,8 @@ class Placement(msgspec.Struct, frozen=True):
     _prefixes: PrefixIndex | None
     _noted: Sequence[int]
     _known: int
+    _shown: int | None
+    """The pod's clock after this; None when the pod was known to have the whole prompt."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -64,9 +66,16 @@ class Placement(msgspec.Struct, frozen=True):
         return self.view.cached_tokens.get(self.decision.position, self.view.common_tokens)
 
     def undo(self) -> None:
-        """The endpoint did not get the request: it has not the prompt that it would have read."""
-        if self._prefixes is not None and self._noted:
-            self._prefixes.forget(self._noted, self.endpoint.mark, known=self._known)
+        """The endpoint did not get the request: it has not the prompt that it would have read, nor grew older by it.
+
+        Whoever was placed there since may be reading that prompt now, taking it for known; then it stays noted.
+        """
+        prefixes, endpoint = self._prefixes, self.endpoint
+        if prefixes is None:
+            return
+        if self._shown is not None and self._shown == prefixes.now(endpoint.slot):
+            prefixes.forget(self._noted, endpoint.mark, known=self._known)
+        prefixes.advance(endpoint.slot, -_tokens(self.burden))
 
 
 class Placer:
@@ -144,10 +153,10 @@ class Placer:
         if isinstance(decision, Refused):
             return decision
         laid = _burden(size, prompt, view.cached_tokens.get(decision.position, view.common_tokens))
-        known = 0
+        known, shown = 0, None
         if prefixes is not None:
-            known = self._note(prefixes, decision, found, hashes, key if adapter else 0, laid, engines)
-        return Placement(decision, profile, view, laid, prefixes, hashes, known)
+            known, shown = self._note(prefixes, decision, found, hashes, key if adapter else 0, laid, engines)
+        return Placement(decision, profile, view, laid, prefixes, hashes, known, shown)
 
     def has_room(self) -> bool:
         """Whether an endpoint has fewer requests than it may have."""
@@ -208,16 +217,18 @@ class Placer:
         key: int,
         laid: Burden,
         engines: EngineLoads,
-    ) -> int:
+    ) -> tuple[int, int | None]:
+        """Return how many blocks were known, and what the pod's clock shows after those that were not."""
         endpoint = decision.endpoint
         blocks, age = found.holdings.get(endpoint.mark, (found.common_blocks, 0))
         # What was sent long ago is noted anew before the engine is taken to have forgotten it.
         fresh = age * _RENEW_SHARE <= _memory(engines, decision.position)
-        prefixes.note(hashes, endpoint.mark, endpoint.slot, known=blocks if fresh else 0)
+        before = prefixes.note(hashes, endpoint.mark, endpoint.slot, known=blocks if fresh else 0)
         if key:
             prefixes.note((key,), endpoint.mark, endpoint.slot)
-        prefixes.advance(endpoint.slot, laid.prefill_tokens + laid.decode_tokens)
-        return blocks
+        tokens = _tokens(laid)
+        prefixes.advance(endpoint.slot, tokens)
+        return blocks, None if before is None else before + tokens
 
 
 _SEED_LIMIT: Final = 1024
@@ -228,6 +239,11 @@ def _memory(engines: EngineLoads, i: int) -> float:
     tokens = engines.kv_tokens[i]
     # NaN compares false.
     return tokens if tokens > 0 else _KV_TOKENS
+
+
+def _tokens(laid: Burden) -> int:
+    """What will be in the endpoint's memory after the request."""
+    return laid.prefill_tokens + laid.decode_tokens
 
 
 def _burden(size: int, prompt: Prompt, cached: int) -> Burden:

@@ -40,6 +40,8 @@ _MARK_MASK: Final = (1 << _MARK_BITS) - 1
 _STAMP_MASK: Final = (1 << _STAMP_BITS) - 1
 _STAMP_TOKENS: Final = 256
 """Tokens that make a clock step once."""
+_AHEAD_STEPS: Final = 1 << 14
+"""A stamp up to so many steps ahead of its clock is of just now: a request that is taken back turns the clock back."""
 _OWNER_LIMIT: Final = 6
 """Most words of a set that one hash may take: beside a prompt that everybody sends there is room for others. What has
 so many owners is taken to be everywhere: keeping it to these few would starve the rest of the pods."""
@@ -117,18 +119,23 @@ class PrefixIndex:
             return Found(_NOBODY, common) if common else _NOTHING
         return Found({mark: (blocks, self._age(pods[mark], stamp)) for mark, (blocks, stamp) in seen.items()}, common)
 
-    def note(self, chain: Sequence[int], mark: Mark, slot: Slot, *, known: int = 0) -> None:
-        """A pod is being sent a prompt; of its blocks the first `known` are noted already."""
+    def note(self, chain: Sequence[int], mark: Mark, slot: Slot, *, known: int = 0) -> int | None:
+        """A pod is being sent a prompt; of its blocks the first `known` are noted already.
+
+        Returns what the clock of the pod shows, None when there was nothing to note.
+        """
         if known >= len(chain):
-            return
-        stamp = (self._now(slot) // _STAMP_TOKENS) & _STAMP_MASK
+            return None
+        now = self.now(slot)
+        stamp = (now // _STAMP_TOKENS) & _STAMP_MASK
         low = mark << _STAMP_BITS | stamp
         for block in chain[known:]:
             first, words = self._set(block)
             self._words[first + self._way(block, words, mark)] = _tag(block) << _OVER_TAG | low
+        return now
 
     def advance(self, slot: Slot, tokens: int) -> None:
-        """So many tokens more will be in the memory of the pod at `slot`."""
+        """So many tokens more will be in the memory of the pod at `slot`; fewer, when a request is taken back."""
         self._clock[slot] += tokens
 
     def forget(self, chain: Sequence[int], mark: Mark, *, known: int = 0) -> None:
@@ -159,14 +166,16 @@ class PrefixIndex:
         number = block & self._sets
         return number * _WAYS, _SET.unpack_from(self._map, number << _SET_SHIFT)
 
-    def _now(self, slot: Slot) -> int:
+    def now(self, slot: Slot) -> int:
+        """What the clock of the pod at `slot` shows: the tokens that all workers sent there."""
         now = self._clock[slot]
         for row in self._others:
             now += row[slot]
         return now
 
     def _age(self, slot: Slot, stamp: int) -> int:
-        return ((self._now(slot) // _STAMP_TOKENS - stamp) & _STAMP_MASK) * _STAMP_TOKENS
+        steps = (self.now(slot) // _STAMP_TOKENS - stamp) & _STAMP_MASK
+        return 0 if steps > _STAMP_MASK - _AHEAD_STEPS else steps * _STAMP_TOKENS
 
 
 def _tag(block: int) -> int:
