@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 import pytest
 import trustme
-from prometheus_client import CollectorRegistry
+from prometheus_client import REGISTRY, CollectorRegistry
 from tests.integration.gateway_fleet import CONFIG, fleet_on
 from tests.unit.gateway.test_tracing import Collector
 
@@ -137,6 +137,23 @@ async def test_a_killed_worker_loses_its_own_requests_and_is_replaced(world: Wor
     assert results.count(b"HTTP/1.1 200 OK") == 12 - lost
     assert {await world.ask() for _ in range(20)} == {b"HTTP/1.1 200 OK"}
     await world.until(lambda: world.load() == 0)
+
+
+async def test_a_replaced_worker_takes_the_old_snapshot_and_that_is_no_slow_publishing(world: World) -> None:
+    def published() -> float:
+        return REGISTRY.get_sample_value("matrixinfer_gateway_snapshot_publish_seconds_count") or 0.0
+
+    before = published()
+    await world.start()
+    await world.until(lambda: published() == before + 1)
+    pid = world.workers()[0]["pid"]
+    os.kill(pid, signal.SIGKILL)
+    await world.until(
+        lambda: [w["revision"] for w in world.workers()] == [1, 1] and pid not in {w["pid"] for w in world.workers()}
+    )
+    assert published() == before + 1
+    world.publish(2)
+    await world.until(lambda: published() == before + 2)
 
 
 async def test_a_worker_that_is_asked_to_end_finishes_and_is_replaced(world: World) -> None:

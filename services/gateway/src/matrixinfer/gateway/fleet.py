@@ -135,7 +135,7 @@ class Fleet:
         self._wake = wake
         self._members: dict[int, _Member] = {}
         self._frame: tuple[int, bytes] | None = None
-        self._published_at = 0.0
+        self._published_at: float | None = None
         self._drain: Literal["closing", "last"] | None = None
         self._questions = itertools.count()
         self._answers: dict[int, asyncio.Queue[bytes | None]] = {}
@@ -325,8 +325,7 @@ class Fleet:
                 self._count_serving()
             case Acknowledged(revision):
                 member.acknowledged = revision
-                if self._frame and self.acknowledged == self._frame[0]:
-                    metrics.PUBLISH_SECONDS.observe(self._clock() - self._published_at)
+                self._time_publishing()
             case Report(stats):
                 self._traffic.report(member.index, stats)
             case Explained(number, page):
@@ -334,6 +333,14 @@ class Fleet:
                     self._answers[number].put_nowait(page)
             case Wanted():
                 self._wake(message)
+
+    def _time_publishing(self) -> None:
+        """Observe how long it took until every worker routes by the newest snapshot, once: a worker that comes in the
+        place of another takes a snapshot that has long been published.
+        """
+        if self._published_at is not None and self._frame and self.acknowledged == self._frame[0]:
+            metrics.PUBLISH_SECONDS.observe(self._clock() - self._published_at)
+            self._published_at = None
 
     async def _tell(self, member: _Member) -> None:
         """Send what is new whenever something is. A worker that does not read for long is killed by `_listen`."""
