@@ -204,6 +204,7 @@ def test_the_supervisor_leaves_out_who_is_far_worse_and_says_so(fd: int) -> None
     comparison = Comparison(HealthBoard(fd, 2, 8), POLICY, OutlierPolicy(), clock)
     snapshot = Snapshot(1, (Server("ns", "s", None, "vLLM", ENDPOINTS),))
     before = REGISTRY.get_sample_value("matrixinfer_gateway_ejections_total", {"cause": "errors"}) or 0
+    comparison.follow(snapshot)
     comparison.look(snapshot)
     for health in (one, two):
         for endpoint in ENDPOINTS:
@@ -217,6 +218,21 @@ def test_the_supervisor_leaves_out_who_is_far_worse_and_says_so(fd: int) -> None
     comparison.look(snapshot)
     assert REGISTRY.get_sample_value("matrixinfer_gateway_ejections_total", {"cause": "errors"}) == before + 1
     assert REGISTRY.get_sample_value("matrixinfer_gateway_endpoints_left_out", {"cause": "latency"}) == 1
+
+
+def test_a_new_pod_is_clean_before_the_workers_hear_of_it(fd: int) -> None:
+    """The supervisor's own word on the pod that had the slot before goes with that pod."""
+    clock = Clock()
+    one, _ = workers(fd, clock)
+    board = HealthBoard(fd, 2, 8)
+    comparison = Comparison(board, POLICY, OutlierPolicy(), clock)
+    comparison.follow(Snapshot(1, (Server("ns", "s", None, "vLLM", ENDPOINTS),)))
+    board.own_row().eject(0, POLICY, Cause.LATENCY, clock())
+    assert one.left_out(PODS, NO_POLICY) == {"uid-0"}
+    successor = Endpoint(0, "pod-9", "uid-9", "127.8.0.9", 80)
+    comparison.follow(Snapshot(2, (Server("ns", "s", None, "vLLM", (successor, *ENDPOINTS[1:])),)))
+    one.install((successor, *ENDPOINTS[1:]))
+    assert one.left_out({**PODS, 0: "uid-9"}, NO_POLICY) == frozenset()
 
 
 # -- on real sockets ----------------------------------------------------------------------------------------------

@@ -102,6 +102,7 @@ async def _serve(
     slots = SlotBook(settings.endpoint_slots)
     engines = _engine_feed(settings, fleet.board)
     EngineReports(engines.ages)
+    comparison = Comparison(fleet.health, settings.traffic_defaults.breaker, settings.outlier_policy, monotonic)
     feed = SnapshotFeed(view, slots, settings.gather_seconds, engines.adapters_of)
     engines.on_adapters(feed.look_again)
     lifecycle.debug_page("engines", engines.describe)
@@ -109,11 +110,11 @@ async def _serve(
     async with asyncio.TaskGroup() as tasks:
         helpers = [
             tasks.create_task(cache.run(), name="cache"),
-            tasks.create_task(_publish(cache, feed, engines, fleet), name="publish"),
-            tasks.create_task(_reclaim(cache, feed, engines, fleet, slots), name="reclaim"),
+            tasks.create_task(_publish(cache, feed, engines, comparison, fleet), name="publish"),
+            tasks.create_task(_reclaim(cache, feed, engines, comparison, fleet, slots), name="reclaim"),
             tasks.create_task(engines.run(), name="engines"),
             tasks.create_task(waker.run(client, view), name="waking"),
-            tasks.create_task(_compare(settings, feed, fleet), name="compare"),
+            tasks.create_task(_compare(feed, comparison), name="compare"),
         ]
         if tls is not None:
             helpers.append(tasks.create_task(_watch_certificate(tls, settings.tls_reload_seconds), name="certificate"))
@@ -192,28 +193,29 @@ def _election(settings: GatewaySettings) -> ElectionSettings:
     )
 
 
-async def _publish(cache: Cache, feed: SnapshotFeed, engines: EngineFeed, fleet: Fleet) -> None:
+async def _publish(cache: Cache, feed: SnapshotFeed, engines: EngineFeed, comparison: Comparison, fleet: Fleet) -> None:
     """Send every new snapshot to the workers, the first one when everything was listed."""
     await cache.wait_synced()
     feed.settle()
-    _send(feed, engines, fleet)
+    _send(feed, engines, comparison, fleet)
     while True:
         await feed.next()
-        _send(feed, engines, fleet)
+        _send(feed, engines, comparison, fleet)
 
 
-async def _reclaim(cache: Cache, feed: SnapshotFeed, engines: EngineFeed, fleet: Fleet, slots: SlotBook) -> None:
+async def _reclaim(
+    cache: Cache, feed: SnapshotFeed, engines: EngineFeed, comparison: Comparison, fleet: Fleet, slots: SlotBook
+) -> None:
     """Free the slots of pods that nobody waits for any more."""
     await cache.wait_synced()
     while True:
         await asyncio.sleep(_RECLAIM_SECONDS)
         if slots.reclaim(fleet.acknowledged, fleet.board.is_idle) and feed.settle():
-            _send(feed, engines, fleet)
+            _send(feed, engines, comparison, fleet)
 
 
-async def _compare(settings: GatewaySettings, feed: SnapshotFeed, fleet: Fleet) -> None:
+async def _compare(feed: SnapshotFeed, comparison: Comparison) -> None:
     """Leave out the endpoints that are far worse than their peers."""
-    comparison = Comparison(fleet.health, settings.traffic_defaults.breaker, settings.outlier_policy, monotonic)
     while True:
         await asyncio.sleep(_COMPARE_SECONDS)
         try:
@@ -223,10 +225,11 @@ async def _compare(settings: GatewaySettings, feed: SnapshotFeed, fleet: Fleet) 
             log.exception("comparison_failed")
 
 
-def _send(feed: SnapshotFeed, engines: EngineFeed, fleet: Fleet) -> None:
+def _send(feed: SnapshotFeed, engines: EngineFeed, comparison: Comparison, fleet: Fleet) -> None:
     snapshot = feed.current
     # First of all: no worker may read the numbers of the pod that had a slot before.
     engines.follow(snapshot)
+    comparison.follow(snapshot)
     fleet.publish(snapshot)
     metrics.REVISION.set(snapshot.revision)
     states = Counter(endpoint.state for server in snapshot.servers for endpoint in server.endpoints)

@@ -30,14 +30,17 @@ class Comparison:
         self._pods: dict[Slot, str] = {}
         self._told: dict[Slot, Ejection] = {}
 
+    def follow(self, snapshot: Snapshot) -> None:
+        """Forget what was of other pods in the slots of these. Before workers hear of them: who is new is innocent."""
+        for endpoint in (e for server in snapshot.servers for e in server.endpoints):
+            if self._pods.get(endpoint.slot, endpoint.uid) != endpoint.uid:
+                self._health.own_row().forget(endpoint.slot)
+            self._pods[endpoint.slot] = endpoint.uid
+
     def look(self, snapshot: Snapshot) -> None:
-        """Compare, and leave out."""
+        """Compare the endpoints of a snapshot that was followed, and leave out."""
         now, health = self._clock(), self._health
         endpoints = {e.slot: e for server in snapshot.servers for e in server.endpoints}
-        for slot, endpoint in endpoints.items():
-            if self._pods.get(slot, endpoint.uid) != endpoint.uid:
-                health.own_row().forget(slot)
-            self._pods[slot] = endpoint.uid
         ejections = {slot: found for slot in health.ejected(endpoints) if (found := health.ejection(slot)) is not None}
         out = {slot for slot, ejection in ejections.items() if now < ejection.until}
         for server in snapshot.servers:
