@@ -100,6 +100,8 @@ class AccessRecord(msgspec.Struct, omit_defaults=True):
     tokens_estimated: bool = False
     trace_id: str = ""
     decision: DecisionRecord | None = None
+    lines_left_out: int = 0
+    """Refusals before this one that were too many to have a line each."""
 
 
 class AccessLog:

@@ -44,12 +44,13 @@ from matrixinfer.gateway.health import Health, HealthBoard
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.models import ModelPages
 from matrixinfer.gateway.prefixes import PrefixIndex
+from matrixinfer.gateway.refusing import Refusals
 from matrixinfer.gateway.stats import UNKNOWN_MODEL, Stats
 from matrixinfer.gateway.terms import Terms, TrafficDefaults, terms
 from matrixinfer.gateway.trace import Trace
 from matrixinfer.gateway.tracing import Summary, Tracer
 from matrixinfer.gateway.waiting import Placed, Waiting
-from matrixinfer.gateway.wire.message import Exchange, Headers, Refusal, Request, header
+from matrixinfer.gateway.wire.message import Exchange, Headers, Request, header
 from matrixinfer.gateway.wire.pool import Peer, UpstreamPool
 from matrixinfer.gateway.wire.relay import Held, Outcome
 from matrixinfer.service.logging import get_logger
@@ -128,6 +129,15 @@ class Handler:
             asks_for_usage=asks_for_usage,
             tracer=tracer,
         )
+        self.refuse = Refusals(
+            worker=worker,
+            series=self._unrouted,
+            access=access,
+            now=now,
+            clock=clock,
+            request_id=self._request_id,
+        )
+        """Answers what the inlet could not accept."""
         self._budgets = Budgets(defaults.retry_budget)
         self.rung = Rung.FULL
         """How much of scheduling there is time for; set by whoever measures."""
@@ -187,12 +197,6 @@ class Handler:
             self._refuse(exchange, trace, errors.internal())
         finally:
             self._account(exchange, trace)
-
-    def refuse(self, refusal: Refusal) -> tuple[Headers, bytes]:
-        """Return headers and body for a request that the inlet could not accept."""
-        error, request_id = errors.refused(refusal), self._request_id(refusal.headers)
-        headers = [*error.headers, (b"x-request-id", request_id.encode())]
-        return headers, errors.error_body(error, refusal.path, request_id)
 
     # -- what is asked --------------------------------------------------------------------------------------------
 

@@ -258,6 +258,11 @@ class Series:
         self._duration.observe(seconds)
         self.changed = True
 
+    def refused(self, code: int, outcome: str) -> None:
+        """What was no request was answered with `code`; it took no time that could be measured."""
+        self._requests[str(code), outcome] += 1
+        self.changed = True
+
     def expect(self, code: int, outcome: str) -> None:
         """Show an outcome with zero before it happens: what appears with its first error cannot be alerted on."""
         self._requests[str(code), outcome] += 0

@@ -252,7 +252,6 @@ class _Connection(web.RequestHandler):
         if isinstance(body, Refusal):
             return replace(body, method=message.method, path=head.path, headers=headers)
         path = unquote_to_bytes(head.path) if b"%" in head.path else head.path
-        peer = self._wire.get_extra_info("peername")
         request = Request(
             message.method,
             head.target,
@@ -260,7 +259,7 @@ class _Connection(web.RequestHandler):
             headers,
             body,
             version == "1.0",
-            str(peer[0]) if isinstance(peer, tuple) else "",
+            self._peer(),
             self.inlet.clock(),
         )
         # aiohttp drops what came in one read behind an offer of another protocol, and takes the last trailer of a body
@@ -337,9 +336,13 @@ class _Connection(web.RequestHandler):
 
     def _write_last(self, refusal: Refusal) -> None:
         self._is_over = True
-        self._wire.write(self.inlet.refusal(refusal))
+        self._wire.write(self.inlet.refusal(replace(refusal, peer=self._peer())))
         if self._wire.can_write_eof():
             self._wire.write_eof()
+
+    def _peer(self) -> str:
+        peer = self._wire.get_extra_info("peername")
+        return str(peer[0]) if isinstance(peer, tuple) else ""
 
     def _refuse_now(self, refusal: Refusal) -> None:
         self._write_last(refusal)

@@ -72,6 +72,8 @@ class Refusal:
     path: bytes = b""
     headers: Headers = ()
     """As far as they came."""
+    peer: str = ""
+    """The client's address."""
 
 
 class Watcher(Protocol):

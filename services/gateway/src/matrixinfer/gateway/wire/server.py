@@ -334,7 +334,7 @@ class _Connection(asyncio.Protocol):
             return
         self._close_after = True
         path = self._target.partition(b"?")[0]
-        self._queue.append(Refusal(status, message, self._method, path, tuple(self._headers)))
+        self._queue.append(Refusal(status, message, self._method, path, tuple(self._headers), self._peer))
         self._unparsed = b""
         self.give_back(self._body_bytes)
         self._begin_message()
