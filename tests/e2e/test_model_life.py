@@ -10,6 +10,7 @@ import orjson
 import pytest
 import yaml
 from openai import OpenAI
+from tests.integration.downloader_hub import COMMIT, WEIGHTS
 
 from matrixinfer.devcluster import Node
 from matrixinfer.devcluster.demo import credentials_secret
@@ -402,6 +403,59 @@ def test_a_real_model_answers(node: Node, gateway: str, models_namespace: str):
     tips = ask(gateway, "smol", "Give me three tips for staying healthy.", max_tokens=64).text
     assert re.search(r"water|diet|sleep|exercise|food", tips.lower()), tips
     life.kubectl("delete", "model", "smol", "--wait=true")
+
+
+def hub_manifests(token: str) -> list[dict[str, Any]]:
+    """A hub in a pod, its Service, and the Secret with the token that it asks for."""
+    names = {"name": "hub", "namespace": NAMESPACE, "labels": {"app": "hub"}}
+    command = ["python", "/hub/downloader_hub.py", f"hub.{NAMESPACE}.svc", "8000", token]
+    container = {
+        "name": "hub",
+        "image": "matrixinfer/engine-sim:dev",
+        "command": command,
+        "volumeMounts": [{"name": "hub", "mountPath": "/hub"}],
+        "readinessProbe": {"tcpSocket": {"port": 8001}, "periodSeconds": 1},
+    }
+    spec = {
+        "terminationGracePeriodSeconds": 0,
+        "automountServiceAccountToken": False,
+        "containers": [container],
+        "volumes": [{"name": "hub", "configMap": {"name": "hub"}}],
+    }
+    program = (ROOT / "tests/integration/downloader_hub.py").read_text()
+    ports = [{"name": f"p{port}", "port": port} for port in (8000, 8001)]
+    return [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": names, "data": {"downloader_hub.py": program}},
+        {"apiVersion": "v1", "kind": "Secret", "metadata": names, "stringData": {"HF_TOKEN": token}},
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": names,
+            "spec": {"selector": {"app": "hub"}, "ports": ports},
+        },
+        {"apiVersion": "v1", "kind": "Pod", "metadata": names, "spec": spec},
+    ]
+
+
+def test_a_private_model_of_a_hub_is_fetched_at_its_commit(node: Node, gateway: str, models_namespace: str):
+    """The hub's own client in the downloader's container: a tag becomes a commit, the token comes from a Secret."""
+    life = Life(node, gateway, "hubbed")
+    node.apply(hub_manifests("hf_of-this-test"))
+    model = manifest("hubbed")
+    model["spec"]["backends"][0] |= {
+        "modelURI": "hf://org/tiny@v1",
+        "env": [{"name": "HF_ENDPOINT", "value": f"http://hub.{NAMESPACE}.svc:8000"}],
+        "envFrom": [{"secretRef": {"name": "hub"}}],
+    }
+    life.kubectl("apply", "-f", "-", stdin=orjson.dumps(model).decode())
+    life.wait("the Model to be active", lambda: life.condition("model", "hubbed", "Active").get("status") == "True")
+    recorded = life.get("modelversions")["items"]
+    (version,) = [v["status"] for v in recorded if v["metadata"]["name"].startswith("hubbed-")]
+    assert version["resolvedRevision"] == COMMIT
+    assert version["fileCount"] == 3
+    assert version["totalBytes"] > len(WEIGHTS)
+    life.kubectl("delete", "model", "hubbed", "--wait=true")
+    life.kubectl("delete", "pod,service,secret,configmap", "-l", "app=hub")
 
 
 def available(node: Node, service: str) -> bool:

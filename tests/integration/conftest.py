@@ -137,8 +137,16 @@ def gateway(service_process: Callable[..., ServiceProcess], namespace: str) -> G
 
 
 @pytest.fixture(scope="session")
-def s3(bare_control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    """A real S3 server over an empty folder, on loopback."""
+def s3_domain() -> str:
+    """The name of which the S3 server takes what stands before it for a bucket."""
+    return "s3.cluster.test"
+
+
+@pytest.fixture(scope="session")
+def s3(
+    bare_control_plane: ControlPlane, s3_domain: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[ObjectStore]:
+    """A real S3 server over an empty folder, on loopback; it also knows buckets by names below s3_domain."""
     folder: Path = tmp_path_factory.mktemp("s3")
     for part in ("buckets", "metadata"):
         (folder / part).mkdir()
@@ -146,6 +154,7 @@ def s3(bare_control_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactor
     store = ObjectStore(f"http://127.0.0.1:{port}", *new_keys())
     ledger, name = bare_control_plane.ledger, f"s3-{port}"
     argv = command(build_extra("versitygw", print), f"127.0.0.1:{port}", folder)
+    argv[1:1] = ["--virtual-domain", s3_domain]
     with transition(bare_control_plane.place) as lock:
         ledger.start(name, argv, lock=lock, env=store.server_env)
     wait_for("the S3 server", store.is_up, 30)

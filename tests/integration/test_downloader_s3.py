@@ -272,6 +272,16 @@ def test_the_digest_is_that_of_the_same_files_in_a_folder(start: Start, bucket: 
     assert ready(tmp_path / "copy")["digest"] == ready(tmp_path / "out")["digest"]
 
 
+def test_a_bucket_may_stand_in_the_name_of_the_host(
+    start: Start, s3: ObjectStore, s3_domain: str, bucket: str, tmp_path: Path
+) -> None:
+    """No such name can be looked up here, so the server is taken for a proxy too: it looks at the name alone."""
+    named = {"ENDPOINT": f"http://{s3_domain}", "HTTP_PROXY": s3.endpoint}
+    code, _ = start(f"s3://{bucket}/m", tmp_path / "out", **named, MATRIXINFER_DOWNLOADER_ADDRESSING="virtual").end()
+    assert code == 0
+    assert content(tmp_path / "out") == MODEL
+
+
 def test_two_states_of_a_prefix_share_a_cache_and_the_older_stays(
     start: Start, proxy: Proxy, bucket: str, client: Any, tmp_path: Path
 ) -> None:

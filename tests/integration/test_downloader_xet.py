@@ -6,7 +6,8 @@ from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
-from tests.integration.test_downloader_hub import COMMIT, LIMITS, TOKEN, WEIGHTS, Hub, HubHandler, failed, fetched, hub
+from tests.integration.downloader_hub import COMMIT, WEIGHTS, Hub, HubHandler
+from tests.integration.test_downloader_hub import LIMITS, TOKEN, failed, fetched, hub
 
 from matrixinfer.downloader.core.redirects import DEFAULT_HOSTS, may_redirect
 from matrixinfer.downloader.errors import Cause
