@@ -424,15 +424,11 @@ def hub_manifests(token: str) -> list[dict[str, Any]]:
     }
     program = (ROOT / "tests/integration/downloader_hub.py").read_text()
     ports = [{"name": f"p{port}", "port": port} for port in (8000, 8001)]
+    service = {"selector": {"app": "hub"}, "ports": ports}
     return [
         {"apiVersion": "v1", "kind": "ConfigMap", "metadata": names, "data": {"downloader_hub.py": program}},
         {"apiVersion": "v1", "kind": "Secret", "metadata": names, "stringData": {"HF_TOKEN": token}},
-        {
-            "apiVersion": "v1",
-            "kind": "Service",
-            "metadata": names,
-            "spec": {"selector": {"app": "hub"}, "ports": ports},
-        },
+        {"apiVersion": "v1", "kind": "Service", "metadata": names, "spec": service},
         {"apiVersion": "v1", "kind": "Pod", "metadata": names, "spec": spec},
     ]
 
