@@ -378,7 +378,7 @@ async def test_an_engine_that_works_for_us_is_looked_at_often_and_an_idle_one_is
     for _ in range(3):
         await world.engine()
     world.engines[2].answer = http(page(1))
-    claim = world.board.row(1).enter(1, Burden(1))
+    claim = world.board.row(1).enter(1, Burden())
     world.start()
     await world.until(lambda: len(world.engines[1].asked) > 5 and len(world.engines[2].asked) > 5)
     assert len(world.engines[0].asked) == 1

@@ -12,7 +12,6 @@ from matrixinfer.gateway.core.prompt import (
     NOTHING,
     adapter_key,
     chain,
-    estimated_tokens,
     matched_tokens,
     read_prompt,
     seed_of,
@@ -202,8 +201,7 @@ def test_a_part_of_a_prompt_can_be_hashed() -> None:
 )
 def test_tokens_are_estimated_in_every_script(text: str, low: int, high: int) -> None:
     """BEAT-75."""
-    assert low < estimated_tokens(text) < high
-    assert abs(read_prompt(json.dumps({"prompt": text}).encode()).tokens - estimated_tokens(text)) <= 1
+    assert low < read_prompt(json.dumps({"prompt": text}).encode()).tokens < high
 
 
 def test_matched_tokens_are_a_share() -> None:

@@ -27,13 +27,12 @@ def board(fd: int) -> LoadBoard:
 
 def test_every_worker_sees_the_load_that_the_others_create(fd: int) -> None:
     one, two = board(fd), board(fd)
-    first = one.row(0).enter(3, Burden(100, 25, 200))
-    two.row(1).enter(3, Burden(50, 12, 100))
-    two.row(1).enter(5, Burden(7, 2, 9))
+    first = one.row(0).enter(3, Burden(25, 200))
+    two.row(1).enter(3, Burden(12, 100))
+    two.row(1).enter(5, Burden(2, 9))
     slots = (3, 5, 7)
     expected = Loads((2, 1, 0), (37, 2, 0), (300, 9, 0))
     assert one.reader(slots).loads() == two.reader(slots).loads() == expected
-    assert list(one.reader(slots).request_bytes()) == [150, 7, 0]
     first.end()
     assert two.reader((3,)).loads() == Loads((1,), (12,), (100,))
     assert two.reader(()).loads() == Loads((), (), ())
@@ -42,7 +41,7 @@ def test_every_worker_sees_the_load_that_the_others_create(fd: int) -> None:
 def test_a_claim_follows_its_request_and_leaves_nothing_behind(fd: int) -> None:
     seen = board(fd)
     reader = seen.reader((4,))
-    claim = seen.row(0).enter(4, Burden(10, 30, 256))
+    claim = seen.row(0).enter(4, Burden(30, 256))
     claim.prefilled()
     claim.expect(100)
     assert reader.loads() == Loads((1,), (0,), (100,))
@@ -51,12 +50,11 @@ def test_a_claim_follows_its_request_and_leaves_nothing_behind(fd: int) -> None:
     claim.end()
     claim.expect(7)
     assert reader.loads() == Loads((0,), (0,), (0,))
-    assert list(reader.request_bytes()) == [0]
 
 
 def test_what_is_beyond_all_measure_stays_in_its_cell(fd: int) -> None:
     seen = board(fd)
-    claims = [seen.row(1).enter(4, Burden(10, 2**40, 2**40)) for _ in range(3)]
+    claims = [seen.row(1).enter(4, Burden(2**40, 2**40)) for _ in range(3)]
     claims[0].expect(2**50)
     assert seen.reader((3, 4, 5)).loads() == Loads((0, 3, 0), (0, CELL_LIMIT, 0), (0, CELL_LIMIT, 0))
     for claim in claims:
@@ -72,7 +70,7 @@ def test_any_slots_are_read_in_the_order_asked_for(work: list[tuple[int, int, in
     made = LoadBoard.create(2, 40)
     seen = board(made)
     for worker, slot, prefill, decode in work:
-        seen.row(worker).enter(slot, Burden(1, prefill, decode))
+        seen.row(worker).enter(slot, Burden(prefill, decode))
     loads = seen.reader(slots).loads()
     assert list(loads.requests) == [sum(1 for w in work if w[1] == slot) for slot in slots]
     assert list(loads.prefill_tokens) == [sum(w[2] for w in work if w[1] == slot) for slot in slots]
@@ -88,8 +86,8 @@ def test_other_processes_write_the_same_board(fd: int) -> None:
         if child == 0:
             row = board(fd).row(worker)
             for _ in range(5000):
-                row.enter(2, Burden(9, 3, 5)).end()
-            row.enter(2, Burden(9, 3, 5))
+                row.enter(2, Burden(3, 5)).end()
+            row.enter(2, Burden(3, 5))
             os._exit(0)
         children.append(child)
     seen = board(fd)
@@ -106,11 +104,10 @@ def test_other_processes_write_the_same_board(fd: int) -> None:
 def test_a_dead_workers_row_is_forgotten_and_no_other(fd: int) -> None:
     seen = board(fd)
     reader = seen.reader((1,))
-    seen.row(0).enter(1, Burden(5, 6, 7))
-    seen.row(1).enter(1, Burden(5, 6, 7))
+    seen.row(0).enter(1, Burden(6, 7))
+    seen.row(1).enter(1, Burden(6, 7))
     seen.clear(0)
     assert reader.loads() == Loads((1,), (6,), (7,))
-    assert list(reader.request_bytes()) == [5]
     assert not seen.is_idle(1)
     seen.clear(1)
     assert seen.is_idle(1)

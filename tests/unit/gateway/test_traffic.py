@@ -311,7 +311,7 @@ FAILING = {
 async def test_before_the_first_byte_another_endpoint_is_asked_with_the_whole_request(rig: Rig, name: str) -> None:
     bad, good = await rig.engine(FAILING[name]), await rig.engine()
     await rig.start()
-    rig.board.row(0).enter(1, Burden(0))
+    rig.board.row(0).enter(1, Burden())
     answer = await rig.ask()
     assert (answer.status, answer.body) == (200, b'{"ok":true}')
     assert len(bad.asked) == 1
@@ -324,7 +324,7 @@ async def test_an_endpoint_that_does_not_listen_is_passed_over(rig: Rig) -> None
     await rig.engine(listening=False)
     await rig.engine()
     await rig.start()
-    rig.board.row(0).enter(1, Burden(0))
+    rig.board.row(0).enter(1, Burden())
     assert (await rig.ask()).status == 200
     assert (await rig.record()).failures[0].startswith("pod-0: connect")
 
@@ -477,7 +477,7 @@ async def test_an_answer_that_breaks_off_is_seen_to_be_incomplete(rig: Rig) -> N
     await rig.engine(break_off)
     good = await rig.engine()
     await rig.start()
-    rig.board.row(0).enter(1, Burden(0))
+    rig.board.row(0).enter(1, Burden())
     answer = await rig.ask()
     assert (answer.status, answer.complete, answer.body) == (200, False, b"half")
     assert good.asked == []
@@ -487,7 +487,7 @@ async def test_an_endpoint_that_is_gone_ends_what_waits_for_it(rig: Rig) -> None
     """The pod's node is dead: no reset ever comes. Its object's end is the sign."""
     dead, good = await rig.engine(silence), await rig.engine()
     await rig.start()
-    rig.board.row(0).enter(1, Burden(0))
+    rig.board.row(0).enter(1, Burden())
     asking = rig.tasks.create_task(rig.ask())
     await rig.until(lambda: dead.asked)
     rig.publish(without=(dead,), gone=("uid-0",))

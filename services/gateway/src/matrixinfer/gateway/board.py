@@ -35,8 +35,6 @@ _LANES: Final = 3
 _PREFILL: Final = 1
 _DECODE: Final = 2
 _COUNTS_BYTES: Final = 4 * _LANES
-# Per worker and slot, apart from the others because few ask for it: bytes of request bodies.
-_SIZE_BYTES: Final = 8
 # Per slot: when the engine was last read (by the monotonic clock), reads that failed since, its report.
 # Native, so that every number is stored whole.
 _ENGINE: Final = Struct(f"@{2 + len(fields(EngineReport))}d")
@@ -59,7 +57,6 @@ class LoadBoard:
         parts = iter(_parts(memoryview(self._map), workers, capacity))
         self._counts = [next(parts) for _ in range(workers)]
         self._cells = [row.cast("I") for row in self._counts]
-        self._sizes = [next(parts) for _ in range(workers)]
         self._engines = next(parts)
 
     @staticmethod
@@ -74,7 +71,7 @@ class LoadBoard:
 
     def reader(self, slots: Sequence[Slot]) -> "LoadReader":
         """Return what reads `slots` together, again and again, in their order. Worth building once."""
-        return LoadReader(slots, self._counts, self._sizes, self._engines)
+        return LoadReader(slots, self._counts, self._engines)
 
     def is_idle(self, slot: Slot) -> bool:
         """Whether no worker counts a request on `slot`."""
@@ -82,12 +79,12 @@ class LoadBoard:
 
     def clear(self, worker: int) -> None:
         """Forget what a dead worker counted. Only when its process has ended: until then it is the writer."""
-        for row in (self._counts[worker], self._sizes[worker]):
-            row[:] = bytes(len(row))
+        row = self._counts[worker]
+        row[:] = bytes(len(row))
 
     def row(self, worker: int) -> "LoadRow":
         """The counts that worker `worker` writes."""
-        return LoadRow(self._cells[worker], self._sizes[worker].cast("Q"))
+        return LoadRow(self._cells[worker])
 
     def engine_cells(self) -> "EngineCells":
         """What engines say, for the one process that asks them."""
@@ -97,18 +94,13 @@ class LoadBoard:
 class LoadReader:
     """The cells of some slots, with all that reading them needs worked out."""
 
-    def __init__(
-        self, slots: Sequence[Slot], counts: Sequence[memoryview], sizes: Sequence[memoryview], engines: memoryview
-    ) -> None:
+    def __init__(self, slots: Sequence[Slot], counts: Sequence[memoryview], engines: memoryview) -> None:
         runs = _runs(slots)
         position = {slot: i for i, slot in enumerate(slot for run in runs for slot in run)}
         places = [position[slot] for slot in slots]
         self._counts = [_pieces(row, runs, _COUNTS_BYTES) for row in counts]
         self._counts_form = Struct(f"={len(position) * _LANES}I")
         self._columns = _columns(places, _LANES)
-        self._sizes = [_pieces(row, runs, _SIZE_BYTES) for row in sizes]
-        self._sizes_form = Struct(f"={len(position)}Q")
-        self._size_column = _columns(places, 1)[0]
         self._engines = _pieces(engines, runs, _ENGINE.size)
         self._engine_columns = _columns(places, _ENGINE_LANES)
         self._kept: EngineLoads | None = None
@@ -119,10 +111,6 @@ class LoadReader:
         lanes = _added(self._counts, self._counts_form)
         requests, prefill, decode = self._columns
         return Loads(requests(lanes), prefill(lanes), decode(lanes))
-
-    def request_bytes(self) -> Sequence[int]:
-        """Bytes of request bodies in flight per slot, over all workers."""
-        return self._size_column(_added(self._sizes, self._sizes_form))
 
     def engines(self, now: float) -> EngineLoads:
         """What the engines say, per slot, as read within the last moment; `now` by the monotonic clock."""
@@ -139,33 +127,30 @@ class LoadReader:
 class LoadRow:
     """One worker's counts; only that worker may hold one."""
 
-    __slots__ = ("_cells", "_sizes")
+    __slots__ = ("_cells",)
 
-    def __init__(self, cells: memoryview, sizes: memoryview) -> None:
+    def __init__(self, cells: memoryview) -> None:
         self._cells = cells
-        self._sizes = sizes
 
     def enter(self, slot: Slot, burden: Burden) -> "Claim":
         """Count a request in, until the claim ends."""
-        return Claim(self._cells, self._sizes, slot, burden)
+        return Claim(self._cells, slot, burden)
 
 
 class Claim:
     """What one request in flight counts for. `end` must be called, once or more often."""
 
-    __slots__ = ("_cells", "_decode", "_ended", "_place", "_prefill", "_size", "_sizes", "_slot")
+    __slots__ = ("_cells", "_decode", "_ended", "_place", "_prefill")
 
-    def __init__(self, cells: memoryview, sizes: memoryview, slot: Slot, burden: Burden) -> None:
+    def __init__(self, cells: memoryview, slot: Slot, burden: Burden) -> None:
         place = slot * _LANES
-        self._cells, self._sizes, self._slot, self._place = cells, sizes, slot, place
-        self._size = burden.size
+        self._cells, self._place = cells, place
         self._prefill = min(burden.prefill_tokens, CELL_LIMIT - cells[place + _PREFILL])
         self._decode = min(burden.decode_tokens, CELL_LIMIT - cells[place + _DECODE])
         self._ended = False
         cells[place] += 1
         cells[place + _PREFILL] += self._prefill
         cells[place + _DECODE] += self._decode
-        sizes[slot] += burden.size
 
     def prefilled(self) -> None:
         """The engine has read the prompt: it answers."""
@@ -189,7 +174,6 @@ class Claim:
         self.expect(0)
         self._ended = True
         self._cells[self._place] -= 1
-        self._sizes[self._slot] -= self._size
 
 
 class EngineCells:
@@ -223,7 +207,6 @@ def _part_sizes(workers: int, capacity: int) -> list[int]:
     # A multiple of eight each, so that every part is aligned.
     return [
         *[-(-capacity * _COUNTS_BYTES // 8) * 8] * workers,
-        *[capacity * _SIZE_BYTES] * workers,
         capacity * _ENGINE.size,
     ]
 

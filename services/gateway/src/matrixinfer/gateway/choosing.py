@@ -105,7 +105,7 @@ class Chooser:
         at, position = places[0]
         server = self.table.pools[at].server
         trace.server, trace.endpoint = server, server.endpoints[position]
-        return Choice(_NO_POLICY, None, server, server.endpoints[position], Burden(0))
+        return Choice(_NO_POLICY, None, server, server.endpoints[position], Burden())
 
     def choose(
         self,

@@ -249,4 +249,4 @@ def _tokens(laid: Burden) -> int:
 def _burden(size: int, prompt: Prompt, cached: int) -> Burden:
     if not prompt.tokens:
         return burden(size, prompt.max_tokens)
-    return Burden(size, max(prompt.tokens - cached, 0), answer_tokens(prompt.max_tokens))
+    return Burden(max(prompt.tokens - cached, 0), answer_tokens(prompt.max_tokens))

@@ -36,17 +36,16 @@ _WRITE_TOKENS_PER_SECOND: Final = 20.0
 
 
 class Burden(msgspec.Struct, frozen=True, gc=False):
-    """What one request lays on an endpoint, as far as it can be told before: bytes of its body, tokens the engine has
-    to read before it can answer (those it has cached do not count), tokens it is expected to write."""
+    """What one request lays on an endpoint, as far as it can be told before: tokens the engine has to read before it
+    can answer (those it has cached do not count), tokens it is expected to write."""
 
-    size: int
     prefill_tokens: int = 0
     decode_tokens: int = 0
 
 
 def burden(size: int, max_tokens: int | None = None) -> Burden:
     """Estimate what a request with a body of `size` bytes asks of an engine that has none of its prompt cached."""
-    return Burden(size, -(-size // BYTES_PER_TOKEN), answer_tokens(max_tokens))
+    return Burden(-(-size // BYTES_PER_TOKEN), answer_tokens(max_tokens))
 
 
 def answer_tokens(max_tokens: int | None) -> int:

@@ -27,7 +27,6 @@ __all__ = [
     "Prompt",
     "adapter_key",
     "chain",
-    "estimated_tokens",
     "matched_tokens",
     "read_prompt",
     "seed_of",
@@ -220,17 +219,13 @@ def adapter_key(model: str, adapter: str) -> int:
     return xxh3_64_intdigest(f"adapter\0{model}\0{adapter}".encode())
 
 
-def estimated_tokens(text: str) -> int:
-    """Guess how many tokens a text has: a quarter of its ASCII characters, and more for other scripts."""
-    return _text_tokens(len(text), len(text.encode()))
-
-
 def matched_tokens(blocks: int, prompt: Prompt) -> int:
     """Return how many of a prompt's tokens lie in the first `blocks` blocks of its text."""
     return prompt.tokens * BLOCK_ENDS[blocks - 1] // len(prompt.text) if blocks else 0
 
 
 def _text_tokens(characters: int, size: int) -> int:
+    """Guess how many tokens a text has: a quarter of its ASCII characters, and more for other scripts."""
     extra = size - characters
     # Of the scripts that need more than one byte most need three: so many bytes are ASCII.
     return round((size - 1.5 * extra) / BYTES_PER_TOKEN + extra / _EXTRA_PER_TOKEN)
