@@ -3,7 +3,7 @@
 import pytest
 
 from matrixinfer.downloader.settings import DownloaderSettings
-from matrixinfer.service.settings import load
+from matrixinfer.service.settings import SettingsError, load
 
 NAMES = (
     "ENDPOINT AWS_ENDPOINT_URL AWS_ENDPOINT_URL_S3 ACCESS_KEY SECRET_KEY AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY "
@@ -43,3 +43,23 @@ def test_no_secret_is_in_what_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = load(DownloaderSettings)
     assert "topsecret" not in repr(settings)
     assert "topsecret" not in str(settings.model_dump(mode="json"))
+
+
+@pytest.mark.parametrize(
+    ("given", "name", "fix"),
+    [
+        ({"PEERS": "peers"}, "POD_IP", "status.podIP"),
+        ({"PEER_TOKEN": "short"}, "MATRIXINFER_DOWNLOADER_PEER_TOKEN", "openssl rand -hex 32"),
+        ({"PEER_CHECKSUMS": "none"}, "MATRIXINFER_DOWNLOADER_PEER_CHECKSUMS", "'strong' or 'any'"),
+    ],
+)
+def test_settings_of_sharing_that_cannot_work_are_named_with_the_fix(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], name: str, fix: str
+) -> None:
+    for variable, value in given.items():
+        monkeypatch.setenv(f"MATRIXINFER_DOWNLOADER_{variable}", value)
+    with pytest.raises(SettingsError) as caught:
+        load(DownloaderSettings)
+    assert name in str(caught.value)
+    assert fix in str(caught.value)
+    assert "short" not in str(caught.value).replace(name, "")

@@ -220,3 +220,17 @@ def test_a_file_of_seventy_gigabytes_grows_by_ranges_and_is_taken_up_again(works
     assert again.present_bytes == sum(part.length for part in chosen)
     assert set(parts) - set(again.missing) == set(chosen)
     again.close()
+
+
+def test_what_others_brought_is_fetched_again_and_nothing_else(workspace: Workspace) -> None:
+    staged = opened(workspace)
+    wrong = CONTENT[:250] + bytes(60) + CONTENT[310:]
+    for part in staged.missing:
+        write(staged, part, wrong)
+    with pytest.raises(DownloadError):
+        staged.finish()
+    staged.forget([Part(250, 60)])
+    assert staged.missing == (Part(200, 100), Part(300, 100))
+    for part in staged.missing:
+        write(staged, part)
+    assert staged.finish().sha256 == hashlib.sha256(CONTENT).hexdigest()

@@ -133,6 +133,7 @@ async def _fetch_once(lifecycle: Lifecycle, settings: DownloaderSettings, argume
         files=len(ready.files),
         bytes=ready.total_bytes,
         fetched_bytes=tools.progress.view().fetched_bytes,
+        peer_bytes=tools.progress.view().peer_bytes,
     )
 
 
@@ -161,6 +162,35 @@ def open_source(location: Location, settings: DownloaderSettings, *, recorded_re
             return local_source(location)
         case _:
             assert_never(location)
+
+
+def _open_shared(
+    location: Location, settings: DownloaderSettings, recorded: Recorded, request: Request, tools: Tools
+) -> Source:
+    """Return the source that a location means, with the peers that share it where that is switched on."""
+    source = open_source(location, settings, recorded_revision=recorded.revision)
+    names = tuple(name.strip() for name in settings.peers.split(",") if name.strip())
+    if not names or isinstance(location, Claim | Folder):
+        return source
+    token = settings.peer_token.get_secret_value()
+    if not token or request.cache is None:
+        missing = "--cache is not given" if token else "MATRIXINFER_DOWNLOADER_PEER_TOKEN is not set"
+        log.warning("peers_not_asked", reason=f"{missing}; all comes from the origin")
+        return source
+    # Loaded here because sharing is off unless somebody asks for it.
+    from matrixinfer.downloader.peers.directory import PeerAccess, Peers
+    from matrixinfer.downloader.peers.swarm import Swarm, SwarmLimits
+
+    patience, slowest = settings.peer_patience_seconds, settings.peer_slowest_bytes_per_second
+    access = PeerAccess(names, settings.pod_ip, settings.peer_port, token, patience)
+    return Swarm(
+        source,
+        Peers(access, request.origin_key, monotonic, lambda: utcnow().timestamp()),
+        request,
+        SwarmLimits(settings.part_bytes, patience, slowest, any_checksum=settings.peer_checksums == "any"),
+        took=tools.progress.from_peer,
+        monotonic=monotonic,
+    )
 
 
 async def _fetch(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: FetchArguments, tools: Tools) -> Ready:
@@ -223,7 +253,7 @@ async def _watched(
         reserve_bytes=settings.reserve_bytes,
         high_water_percent=settings.high_water_percent,
     )
-    opened = partial(open_source, location, settings, recorded_revision=recorded.revision)
+    opened = partial(_open_shared, location, settings, recorded, request, tools)
     outcome: Ready | DownloadError
     async with asyncio.TaskGroup() as helpers:
         observer = helpers.create_task(_observe(settings, tools, reporter))

@@ -36,7 +36,8 @@ class ProgressCollector(Collector):
 
 def _counters(view: View) -> tuple[tuple[str, str, int], ...]:
     return (
-        ("fetched_bytes", "Bytes that came from the source, those fetched twice included.", view.fetched_bytes),
+        ("fetched_bytes", "Bytes that came over the wire, those fetched twice included.", view.fetched_bytes),
+        ("peer_bytes", "Those of the fetched bytes that came from other pods.", view.peer_bytes),
         ("retries", "Ranges and listings that were tried again.", view.retries),
         ("verify_failures", "Files whose content was not what the source promises.", view.verify_failures),
     )

@@ -38,6 +38,8 @@ class View:
     done_files: int = 0
     fetched_bytes: int = 0
     """Bytes that came over the wire in this process, those fetched twice included."""
+    peer_bytes: int = 0
+    """Those of them that came from other pods."""
     retries: int = 0
     verify_failures: int = 0
     bytes_per_second: int = 0
@@ -92,6 +94,11 @@ class Progress:
         with self._lock:
             view = self._view
             self._view = replace(view, done_bytes=view.done_bytes + count, fetched_bytes=view.fetched_bytes + count)
+
+    def from_peer(self, count: int) -> None:
+        """Say of bytes that are counted as fetched that another pod gave them."""
+        with self._lock:
+            self._view = replace(self._view, peer_bytes=self._view.peer_bytes + count)
 
     def file_done(self) -> None:
         """Count one file as complete and verified."""

@@ -7,7 +7,7 @@ stores' own tools (AWS_*, HF_TOKEN) and the older ones of MatrixInfer (ACCESS_KE
 from pathlib import Path
 from typing import Literal
 
-from pydantic import AliasChoices, Field, SecretStr, field_validator
+from pydantic import AliasChoices, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from matrixinfer.downloader.core.redirects import DEFAULT_HOSTS
@@ -60,7 +60,12 @@ class DownloaderSettings(ServiceSettings):
     peer_checksums: Literal["strong", "any"] = Field(
         "strong", description="Which files come from peers; any: also those that the source vouches for by a CRC only."
     )
-    pod_ip: str = Field("", validation_alias=AliasChoices("POD_IP"), description="Address of the pod itself.")
+    pod_ip: str = Field(
+        "",
+        validation_alias=AliasChoices("POD_IP"),
+        validate_default=True,
+        description="Address of the pod itself, which is never asked.",
+    )
     serve_host: str = Field("0.0.0.0", description="Address on which `serve` listens.")  # noqa: S104
     serve_connections: int = Field(16, ge=1, le=1024, description="Most transfers to peers at once.")
     serve_bytes_per_second: int = Field(0, ge=0, description="Most bytes a second to all peers; 0 sets no limit.")
@@ -119,6 +124,13 @@ class DownloaderSettings(ServiceSettings):
     api_port: str = Field(
         "443", validation_alias=AliasChoices("KUBERNETES_SERVICE_PORT"), description="Its port, set by the kubelet."
     )
+
+    @field_validator("pod_ip")
+    @classmethod
+    def _known_among_peers(cls, address: str, info: ValidationInfo) -> str:
+        if info.data.get("peers") and not address:
+            raise ValueError("must be set where PEERS is; take it from status.podIP")
+        return address
 
     @field_validator("peer_token")
     @classmethod

@@ -114,6 +114,15 @@ class StagedFile:
             if not self.in_one_part:
                 os.ftruncate(self._descriptor, self.file.size)
 
+    def forget(self, doubtful: Sequence[Part]) -> None:
+        """Count the parts that hold any of these bytes as missing, after `finish`; the others are hashed again."""
+        wrong = {part for part in self._parts for bytes_ in doubtful if _overlap(part, bytes_)}
+        self._finished -= wrong
+        self._hash, self._hashed = ContentHash(self.file.size, self.file.expected), 0
+        with volume_errors(self.file.path):
+            # The journal still speaks of them: after a crash now the whole file is found wrong, and fetched anew.
+            self._descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+
     def discard(self) -> None:
         """Remove it, so that the next process begins anew."""
         self.close()
@@ -273,6 +282,10 @@ class PartWriter:
         self._checksum.update(chunk)
         if self.hasher:
             self.hasher.update(chunk)
+
+
+def _overlap(one: Part, other: Part) -> bool:
+    return one.offset < other.end and other.offset < one.end
 
 
 def _content(path: Path) -> bytes:

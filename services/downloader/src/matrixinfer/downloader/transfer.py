@@ -22,7 +22,7 @@ from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
 from matrixinfer.downloader.patience import Patience
 from matrixinfer.downloader.progress import Progress
 from matrixinfer.downloader.shelf import Shelf
-from matrixinfer.downloader.sources.source import Cloning, Source
+from matrixinfer.downloader.sources.source import Cloning, Sharing, Source
 from matrixinfer.downloader.staging import PartWriter, StagedFile
 from matrixinfer.service.logging import get_logger
 
@@ -190,6 +190,8 @@ class Transfer:
             found = self._patience.work(lambda: self._source.promise(staged.file), self._halt)
             if found is not None:
                 staged.promise(found)
+        if isinstance(self._source, Sharing):
+            missing = tuple(self._source.order(staged.file, missing))
         with self._changed:
             self._schedule.begun(job, missing)
             if len(missing) > 1:
@@ -262,13 +264,18 @@ class Transfer:
             if exc.cause is not Cause.INTEGRITY:
                 raise
             self._progress.verify_failed()
-            if not staged.resumed:
+            doubtful = self._source.doubt(staged.file) if isinstance(self._source, Sharing) else ()
+            if not staged.resumed and not doubtful:
                 staged.discard()
                 raise
-            # Bytes of an earlier process may have been damaged since; the source gets one more chance.
-            log.warning("resumed_file_differs", file=staged.file.path, reason=exc.message, action="fetching it anew")
-            self._progress.present(-staged.present_bytes)
-            staged.restart()
+            # Bytes of an earlier process may have been damaged since, or a peer gave them: the source gets one chance.
+            log.warning("file_differs", file=staged.file.path, reason=exc.message, action="fetching it anew")
+            before = staged.present_bytes
+            if doubtful and not staged.resumed:
+                staged.forget(doubtful)
+            else:
+                staged.restart()
+            self._progress.present(staged.present_bytes - before)
             with self._changed:
                 self._schedule.begun(job, staged.missing)
                 self._changed.notify_all()

@@ -4,6 +4,7 @@ A source lists what it holds and reads ranges of it; selecting, verifying, retry
 the same for all. All of it blocks, with a deadline on every wait, and is called from several threads at once.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
@@ -11,7 +12,7 @@ from matrixinfer.downloader.core.manifest import Listing, SourceFile
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.verify import Expected
 
-__all__ = ["Body", "Cloning", "Source"]
+__all__ = ["Body", "Cloning", "Sharing", "Source"]
 
 
 class Body(Protocol):
@@ -59,4 +60,17 @@ class Cloning(Protocol):
 
     def clone(self, file: SourceFile, descriptor: int) -> bool:
         """Make the open, empty file have the content of `file` without copying; False where that cannot be done."""
+        ...
+
+
+@runtime_checkable
+class Sharing(Protocol):
+    """A source of which others take a part, and from whom we take theirs."""
+
+    def order(self, file: SourceFile, parts: Sequence[Part]) -> Sequence[Part]:
+        """Return the parts in the order in which they should be fetched."""
+        ...
+
+    def doubt(self, file: SourceFile) -> Sequence[Part]:
+        """Take note that a file turned out wrong; returns the bytes that another try would get from others."""
         ...

@@ -177,14 +177,18 @@ class Client:
         read_seconds: float,
         ca_bundle: str = "",
         may_redirect: Callable[[str, str], bool] = lambda _from, _to: False,
+        is_direct: bool = False,
     ) -> None:
-        """`may_redirect` is told from which host to which an answer leads, before anything is sent there."""
+        """`may_redirect` is told from which host to which an answer leads, before anything is sent there.
+
+        With `is_direct` no proxy is asked, whatever the environment says.
+        """
         self._agent = agent
         self._connect_seconds = connect_seconds
         self._read_seconds = read_seconds
         self._ca_bundle = ca_bundle
         self._may_redirect = may_redirect
-        self._proxies = _Proxies()
+        self._proxies = _Proxies({}) if is_direct else _Proxies()
         self._lock = threading.Lock()
         self._idle: dict[Origin, list[_Connection]] = {}
         self._open: set[_Connection] = set()
