@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from matrixinfer.downloader.core.uri import parse
 from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.fetch import Limits, Tools, fetch
 from matrixinfer.downloader.settings import DownloaderSettings
+from matrixinfer.downloader.wire.credentials import Found
 
 PART = 1 << 16
 MODEL = {
@@ -150,6 +152,16 @@ async def test_keys_that_end_before_their_time_are_renewed_without_losing_bytes(
     await fetched(cloud, tmp_path / "m")
     assert cloud.asked["sts"] == 2
     assert cloud.read_bytes == TOTAL
+
+
+def test_many_connections_that_are_refused_at_once_renew_once(cloud: Cloud, web_identity: Path) -> None:
+    found = Found(REGION)
+    refused = found.keys()
+    assert refused is not None
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(lambda _: found.renewed(refused), range(8)))
+    assert found.keys() != refused
+    assert cloud.asked["sts"] == 2
 
 
 @pytest.mark.parametrize(

@@ -104,9 +104,33 @@ async def test_a_wrong_token_is_access_denied(hub: Hub, tmp_path: Path) -> None:
     assert (await failed(hub, tmp_path / "m", token=TOKEN)).cause is Cause.ACCESS_DENIED
 
 
-async def test_a_gated_repository_is_access_denied(hub: Hub, tmp_path: Path) -> None:
+@pytest.mark.parametrize("token", ["", TOKEN])
+async def test_a_gated_repository_is_access_denied_and_the_way_in_is_told(hub: Hub, tmp_path: Path, token: str) -> None:
     hub.gated = True
-    assert (await failed(hub, tmp_path / "m", token=TOKEN)).cause is Cause.ACCESS_DENIED
+    error = await failed(hub, tmp_path / "m", token=token)
+    assert error.cause is Cause.ACCESS_DENIED
+    assert "ask for access" in error.message
+    assert "HF_TOKEN" in error.message
+
+
+async def test_a_gated_repository_that_may_be_listed_is_access_denied_too(hub: Hub, tmp_path: Path) -> None:
+    def gated(handler: HubHandler, _path: str) -> bool:
+        handler.refuse(HTTPStatus.FORBIDDEN, "GatedRepo", "Access to this model is restricted")
+        return True
+
+    hub.faults["/org/tiny/resolve/"] = gated
+    error = await failed(hub, tmp_path / "m", token=TOKEN)
+    assert (error.exit_code, "ask for access" in error.message) == (10, True)
+
+
+async def test_a_disabled_repository_is_access_denied(hub: Hub, tmp_path: Path) -> None:
+    def disabled(handler: HubHandler, _path: str) -> bool:
+        handler.refuse(HTTPStatus.FORBIDDEN, "DisabledRepo", "Access to this resource is disabled")
+        return True
+
+    hub.faults["/api/"] = disabled
+    error = await failed(hub, tmp_path / "m", token=TOKEN)
+    assert (error.exit_code, "disabled" in error.message) == (10, True)
 
 
 async def test_an_unknown_repository_is_not_found(hub: Hub, tmp_path: Path) -> None:

@@ -171,7 +171,14 @@ def _from_answer(
     if code in ("RevisionNotFound", "EntryNotFound"):
         thing = "revision" if code == "RevisionNotFound" else "file"
         return DownloadError(Cause.NOT_FOUND, f"{what}: the hub knows the repository but not this {thing}")
-    if code in ("GatedRepo", "DisabledRepo") or status in (401, 403):
+    if code == "GatedRepo":
+        owner = "with the account of HF_TOKEN" if has_token else "and set HF_TOKEN from a Secret"
+        return DownloadError(
+            Cause.ACCESS_DENIED, f"{what}: the repository is gated; ask for access on its page of the hub, {owner}"
+        )
+    if code == "DisabledRepo":
+        return DownloadError(Cause.ACCESS_DENIED, f"{what}: the hub has disabled the repository for everybody")
+    if status in (401, 403):
         fix = (
             "the token may not read it, or it does not exist"
             if has_token
