@@ -68,6 +68,15 @@ def test_readiness_and_its_time_are_kept_in_both_directions():
     assert (pod.ready, pod.ready_changed) == (False, datetime(2026, 1, 1, 10, tzinfo=UTC))
 
 
+def test_restarts_of_a_sidecar_are_not_the_engines():
+    ended = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": TIME}}
+    status = {"initContainerStatuses": [{"name": "peers", "restartCount": 3, "lastState": ended}]}
+    spec = {"initContainers": [{"name": "peers", "restartPolicy": "Always"}, {"name": "fetch"}]}
+    pod = decoded(status=status, spec=spec)
+    assert (pod.restarts, pod.last_exit) == (0, None)
+    assert decoded(status=status, spec={"initContainers": [{"name": "peers"}]}).restarts == 3
+
+
 def test_the_newest_exit_counts_and_a_finished_init_container_does_not():
     ended = {"terminated": {"exitCode": 137, "reason": "OOMKilled", "finishedAt": TIME}}
     well = {"terminated": {"exitCode": 0, "reason": "Completed", "finishedAt": "2026-01-01T11:00:00Z"}}

@@ -274,3 +274,52 @@ def test_nothing_that_pods_are_made_of_depends_on_bounds_or_weights():
     after = rendered(model({"minReplicas": 2, "maxReplicas": 5, "routeWeight": 90}, owner="someone"))
     assert before.of(INFERS) == after.of(INFERS)
     assert before.served == after.served
+
+
+SHARING = RenderEnvironment(engine_images=IMAGES, downloader_image="example/downloader:1", peers_service="peers")
+
+
+def sharing_pod(made: Model) -> dict[str, Any]:
+    return one(rendered(made, SHARING), INFERS)["template"]["roles"][0]["entryTemplate"]["spec"]
+
+
+@pytest.mark.parametrize("backend", [{}, {"cacheURI": "hostpath:///var/cache"}])
+def test_pods_with_volumes_of_their_own_serve_models_beside_the_engine(backend: dict[str, Any]):
+    server, downloader = sharing_pod(model(backend))["initContainers"]
+    assert (server["name"], server["restartPolicy"], server["args"]) == (
+        "peers",
+        "Always",
+        ["serve", "--cache", "/models"],
+    )
+    assert server["volumeMounts"] == [{"name": "models", "mountPath": "/models", "readOnly": True}]
+    security = server["securityContext"]
+    assert (security["runAsNonRoot"], security["readOnlyRootFilesystem"]) == (True, True)
+    assert (security["allowPrivilegeEscalation"], security["capabilities"]) == (False, {"drop": ["ALL"]})
+    given = {one["name"]: one for one in downloader["env"]}
+    assert given["MATRIXINFER_DOWNLOADER_PEERS"]["value"] == "peers.llm.svc"
+    assert given["POD_IP"]["valueFrom"]["fieldRef"]["fieldPath"] == "status.podIP"
+
+
+def test_the_token_of_peers_comes_from_a_secret_that_may_be_missing_and_never_reaches_the_engine():
+    made = sharing_pod(model())
+    wanted = {"secretKeyRef": {"name": "matrixinfer-peers", "key": "token", "optional": True}}
+    for container in made["initContainers"]:
+        assert {"name": "MATRIXINFER_DOWNLOADER_PEER_TOKEN", "valueFrom": wanted} in container["env"]
+    assert "PEER_TOKEN" not in str(made["containers"])
+    assert "downloader-token" not in str(made["initContainers"][0])
+
+
+def test_the_models_own_environment_does_not_turn_sharing_off():
+    variable = {"name": "MATRIXINFER_DOWNLOADER_PEERS", "value": ""}
+    downloader = sharing_pod(model({"env": [variable]}))["initContainers"][1]
+    assert [one["value"] for one in downloader["env"] if one["name"] == variable["name"]] == ["peers.llm.svc"]
+
+
+@pytest.mark.parametrize(
+    ("backend", "environment"), [({}, ENVIRONMENT), ({"cacheURI": "pvc://weights"}, SHARING)], ids=["off", "one claim"]
+)
+def test_otherwise_no_pod_differs(backend: dict[str, Any], environment: RenderEnvironment):
+    without = RenderEnvironment(downloader_image="example/downloader:1", engine_images=IMAGES)
+    made = model(backend)
+    assert one(rendered(made, environment), INFERS) == one(rendered(made, without), INFERS)
+    assert "peer" not in str(one(rendered(made, environment), INFERS))

@@ -47,7 +47,7 @@ from matrixinfer.downloader.sources.website import WebsiteSource
 from matrixinfer.downloader.versions import VersionLinks
 from matrixinfer.downloader.wire.credentials import credentials
 from matrixinfer.service.clock import monotonic, utcnow
-from matrixinfer.service.exits import Exit, ExitCode
+from matrixinfer.service.exits import Exit
 from matrixinfer.service.lifecycle import Lifecycle
 from matrixinfer.service.logging import get_logger
 
@@ -106,10 +106,10 @@ async def _serve(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: 
             log.info("serving", host=host, port=bound, cache=str(arguments.cache))
             await lifecycle.stopping.wait()
     except OSError as exc:
-        raise Exit(
-            ExitCode.MISCONFIGURED,
-            f"{host}:{port} cannot be used: {exc.strerror}; set MATRIXINFER_DOWNLOADER_PEER_PORT to a free port",
-        ) from exc
+        # Nor by a port that is taken: a sidecar that ends again and again would make the engine's pod unready.
+        reason = f"{host}:{port} cannot be used: {exc.strerror}; set MATRIXINFER_DOWNLOADER_PEER_PORT to a free port"
+        log.error("nothing_served", reason=reason)
+        await lifecycle.stopping.wait()
 
 
 async def _fetch_once(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: FetchArguments) -> None:

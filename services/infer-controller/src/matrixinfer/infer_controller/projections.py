@@ -67,6 +67,7 @@ class _State(msgspec.Struct, gc=False):
 
 
 class _Container(msgspec.Struct, rename="camel", gc=False):
+    name: str = ""
     restart_count: int = 0
     state: _State = msgspec.field(default_factory=_State)
     last_state: _State = msgspec.field(default_factory=_State)
@@ -98,8 +99,14 @@ class _ContainerSpec(msgspec.Struct, gc=False):
     ports: list[_Port] = msgspec.field(default_factory=list)
 
 
+class _InitContainerSpec(msgspec.Struct, rename="camel", gc=False):
+    name: str = ""
+    restart_policy: str = ""
+
+
 class _PodSpec(msgspec.Struct, rename="camel", gc=False):
     node_name: str = ""
+    init_containers: list[_InitContainerSpec] = msgspec.field(default_factory=list)
     containers: list[_ContainerSpec] = msgspec.field(default_factory=list)
 
 
@@ -118,6 +125,10 @@ def _pod(raw: bytes) -> Pod:
     ready = next((found for found in status.conditions if found.type == "Ready"), _Condition())
     scheduled = next((found for found in status.conditions if found.type == "PodScheduled"), _Condition())
     unit, index = _place(meta)
+    waiting = _waiting(status)
+    if sidecars := {found.name for found in whole.spec.init_containers if found.restart_policy == "Always"}:
+        # The kubelet restarts a sidecar by itself, and the engine beside it is none the worse.
+        status.init_container_statuses = [s for s in status.init_container_statuses if s.name not in sidecars]
     last = _last_exit(status)
     return Pod(
         name=meta.name,
@@ -139,7 +150,7 @@ def _pod(raw: bytes) -> Pod:
         restarts=_restarts(status),
         last_exit=last.finished_at if last else None,
         exit_reason=_intern(last.reason) if last else "",
-        waiting=_waiting(status),
+        waiting=waiting,
         unscheduled=scheduled.message if scheduled.status == "False" else "",
         node=_intern(whole.spec.node_name),
         address=status.pod_ip,

@@ -86,6 +86,7 @@ class Swarm:
         self._told: dict[tuple[str, str], tuple[float, Held | None]] = {}
         self._brought: dict[str, list[tuple[Peer, Part]]] = {}
         self._aborted = threading.Event()
+        self._said = False
 
     def listing(self) -> Listing:
         """List the origin. The recorded digest vouches for what it does not, and for all where it is away."""
@@ -127,6 +128,7 @@ class Swarm:
             promise = self._origin.promise(file)
             file = replace(file, expected=promise)
         if not file.size or not self._may_share(file.expected):
+            self._say_unshared(file)
             with self._origin.read(file, part) as body:
                 yield body
             return
@@ -231,6 +233,12 @@ class Swarm:
     def _stands_still(self, peer: Peer, began: float) -> bool:
         now, patience = self.monotonic(), self.limits.patience_seconds
         return now - max(began, peer.moved_at) >= patience or now - began >= _LONGEST_PATIENCES * patience
+
+    def _say_unshared(self, file: SourceFile) -> None:
+        if not self._said and file.size:
+            self._said = True
+            vouched = f"only {file.expected.algorithm}" if file.expected else "nothing"
+            log.info("files_not_shared", file=file.path, reason=f"the source vouches for them by {vouched}")
 
     def _may_share(self, expected: Expected | None) -> bool:
         return expected is not None and (expected.algorithm in _STRONG or self.limits.any_checksum)

@@ -18,6 +18,7 @@ from matrixinfer.api.v1alpha1.model import LoraAdapter
 from matrixinfer.api.v1alpha1.modelversion import ModelVersionSpec
 from matrixinfer.model_controller.render.environment import RenderEnvironment
 from matrixinfer.model_controller.render.errors import RenderError
+from matrixinfer.model_controller.render.peers import share
 from matrixinfer.model_controller.resources import MODELS, ROLE_BINDINGS, SERVICE_ACCOUNTS
 
 __all__ = ["ACCOUNT", "GROUP_ID", "Download", "access", "download"]
@@ -70,6 +71,9 @@ def download(
     for container in containers:
         container["image"] = environment.downloader_image
         container["securityContext"] = _security(on_node="hostPath" in cache)
+    # A claim is one volume for all pods: there is nothing that one of them could give to another.
+    if environment.peers_service and "persistentVolumeClaim" not in cache:
+        share(containers, mount, namespace, environment)
     return Download(
         model_path=model_path,
         adapter_paths=tuple((adapter.name, path) for adapter, path in adapters),

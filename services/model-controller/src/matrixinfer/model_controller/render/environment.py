@@ -22,6 +22,11 @@ class RenderEnvironment:
     allow_file_sources: bool = False
     termination_grace_seconds: int = 300
     restart_grace_seconds: int = 20
+    peers_service: str = ""
+    """Name of the headless Service by which pods find others to share models with; empty shares nothing."""
+    # A name, not a secret.
+    peers_secret: str = "matrixinfer-peers"  # noqa: S105
+    """Name of the Secret whose `token` they share."""
 
     def image_for(self, backend_type: str) -> str:
         """Return the image of an engine that a worker leaves to us; empty when none is set.
