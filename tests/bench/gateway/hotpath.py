@@ -27,8 +27,9 @@ from matrixinfer.gateway.ipc import Configure
 from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.terms import TrafficDefaults
+from matrixinfer.gateway.wire.inlet import InletLimits
 from matrixinfer.gateway.wire.pool import PoolLimits
-from matrixinfer.gateway.wire.server import InletLimits, _Connection
+from matrixinfer.gateway.wire.server import _Connection
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 from matrixinfer.gateway.worker import Worker
 
