@@ -260,6 +260,8 @@ class Original(Quiet):
             [report.kv_usage for report in told],
             nothing,
             nothing,
+            [ttft for ttft, _ in self.latencies],
+            [tpot for _, tpot in self.latencies],
         )
         zeros = [0] * self.count
         view = View(
@@ -270,8 +272,6 @@ class Original(Quiet):
             engines,
             self._matched(ask),
             prompt_tokens=100,
-            ttft_seconds=[ttft for ttft, _ in self.latencies],
-            tpot_seconds=[tpot for _, tpot in self.latencies],
         )
         decision = decide(ORIGINAL, view, lambda _salt: self.chance.random())
         # When all engines have ten requests waiting it answers 400; here the client gets a pod, so that it can go on.

@@ -50,8 +50,6 @@ def views(draw: st.DrawFn) -> View:
         draw(counts),
         draw(st.one_of(st.none(), positions)) if size else None,
         draw(st.one_of(st.none(), st.integers(1, 50_000))),
-        column(said) if draw(st.booleans()) else (),
-        column(said) if draw(st.booleans()) else (),
     )
 
 

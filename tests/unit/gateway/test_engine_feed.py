@@ -35,6 +35,18 @@ def http(body: bytes, status: bytes = b"200 OK", *headers: bytes) -> bytes:
     return b"HTTP/1.1 %s\r\n%scontent-length: %d\r\n\r\n%s" % (status, lines, len(body), body)
 
 
+def latencies(prefix: str, ttft_seconds: float, count: int) -> bytes:
+    """Two histograms, of two ranks: each rank's buckets stand before its own count and sum."""
+    lines = [
+        f"""{prefix}:{name}_bucket{{le="+Inf",rank="{rank}"}} {count}
+{prefix}:{name}_count{{rank="{rank}"}} {count}
+{prefix}:{name}_sum{{rank="{rank}"}} {seconds}"""
+        for name, seconds in (("time_to_first_token_seconds", ttft_seconds), ("time_per_output_token_seconds", 1))
+        for rank in range(2)
+    ]
+    return ("\n".join(lines) + "\n").encode()
+
+
 Answering = Callable[["Engine", str, asyncio.StreamWriter], Awaitable[None]]
 
 
@@ -168,6 +180,17 @@ async def test_workers_read_what_engines_say_and_how_old_it_is(world: World) -> 
     assert loads.waiting[0] == 2
     assert isnan(loads.waiting[1])
     assert max(loads.ages) < 5
+
+
+@pytest.mark.parametrize("prefix", ["vllm", "sglang", "matrixinfer"])
+async def test_latencies_are_read_from_the_engines_histograms(world: World, prefix: str) -> None:
+    engine = await world.engine(answer=http(page() + latencies(prefix, 2.0, 4)))
+    world.start()
+    await world.until(lambda: max(world.loads().ages) < inf)
+    assert (world.loads().ttft_seconds[0], world.loads().tpot_seconds[0]) == (0.5, 0.25)
+    engine.answer = http(page() + latencies(prefix, 8.0, 6))
+    await world.until(lambda: world.loads().ttft_seconds[0] != 0.5)
+    assert world.loads().ttft_seconds[0] == 3.0
 
 
 async def test_one_connection_serves_all_looks_at_an_engine(world: World) -> None:
@@ -432,10 +455,10 @@ async def test_a_fault_of_our_own_costs_the_engine_that_met_it_and_no_other(
     await world.engine(answer=http(page(13)))
     await world.engine(answer=http(page(1)))
 
-    def report_of_all_but_13(state: EngineState, before: EngineState | None) -> EngineReport:
+    def report_of_all_but_13(state: EngineState, before: EngineState | None, last: EngineReport) -> EngineReport:
         if state.running == 13:
             raise ZeroDivisionError
-        return report_of(state, before)
+        return report_of(state, before, last)
 
     monkeypatch.setattr(metrics_feed, "report_of", report_of_all_but_13)
     world.start()

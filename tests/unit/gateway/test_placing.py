@@ -168,6 +168,14 @@ def test_what_the_engine_must_have_forgotten_is_not_believed(world: World) -> No
     assert world.placer().place("r", chat("one"), 1, model="m") is not None
 
 
+def test_the_originals_least_latency_goes_to_the_engine_that_says_it_is_quick() -> None:
+    for world in world_of(3, "least-latency", "best"):
+        cells = world.board.engine_cells()
+        for slot, (first, each) in enumerate([(0.9, 0.05), (0.1, 0.01), (0.5, 0.03)]):
+            cells.report(slot, EngineReport(ttft_seconds=first, tpot_seconds=each), 999.9)
+        assert {world.send(chat(f"{i}", system=f"{i}")) for i in range(9)} == {"p1"}
+
+
 def test_only_what_is_not_cached_has_to_be_read(world: World) -> None:
     first, second = world.place(chat("one")).burden, world.place(chat("two", max_tokens=10)).burden
     assert first.prefill_tokens > 900

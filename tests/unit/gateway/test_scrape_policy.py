@@ -58,8 +58,21 @@ def test_counters_that_went_back_began_anew() -> None:
     assert report_of(EngineState(prefix_queries=10, prefix_hits=5), before).prefix_hit_ratio == 0.5
 
 
+def test_latencies_are_those_of_the_time_since_the_last_look() -> None:
+    first = EngineState(ttft_seconds=10, ttft_count=10, tpot_seconds=4, tpot_count=100)
+    told = report_of(first, None)
+    assert (told.ttft_seconds, told.tpot_seconds) == (1.0, 0.04)
+    then = EngineState(ttft_seconds=16, ttft_count=12, tpot_seconds=5, tpot_count=200)
+    told = report_of(then, first, told)
+    assert (told.ttft_seconds, told.tpot_seconds) == (3.0, 0.01)
+    # Nobody asked since: what was known stays. A restarted engine begins anew.
+    assert report_of(then, then, told) == told
+    assert report_of(first, then, told).ttft_seconds == 1.0
+    assert isnan(report_of(EngineState(), None).ttft_seconds)
+
+
 numbers = st.none() | st.floats(allow_nan=True, allow_infinity=True)
-states = st.builds(EngineState, numbers, numbers, numbers, numbers, numbers, numbers, numbers)
+states = st.builds(EngineState, *[numbers] * 7)
 
 
 @given(states, st.none() | states)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from matrixinfer.engines.errors import EngineError
-from matrixinfer.engines.metric_names import METRICS, Combine, Metric, MetricKind, resolve
+from matrixinfer.engines.metric_names import METRICS, Aliases, Combine, Metric, MetricKind, names_of, resolve
 
 __all__ = [
     "ExpositionTooLarge",
@@ -138,12 +138,11 @@ class Reading:
     malformed: int = 0
     """Lines of wanted families that could not be read."""
 
-    def family(self, metric: Metric | str) -> Family | None:
+    def family(self, metric: Metric | Aliases | str) -> Family | None:
         """The family a metric was found under: the first of its aliases that is present."""
-        names = METRICS[metric].names if isinstance(metric, Metric) else (metric,)
-        return next((self.families[name] for name in names if name in self.families), None)
+        return next((self.families[name] for name in names_of(metric) if name in self.families), None)
 
-    def number(self, metric: Metric | str) -> float | None:
+    def number(self, metric: Metric | Aliases | str) -> float | None:
         """A gauge or counter as one number for the pod."""
         family = self.family(metric)
         if family is None:

@@ -15,7 +15,7 @@ from functools import cache
 from typing import Final, TypeAlias
 
 from matrixinfer.engines.exposition import ExpositionTooLarge, Family, Reading, Sample, sample_labels, sample_value
-from matrixinfer.engines.metric_names import METRICS, Metric, MetricKind
+from matrixinfer.engines.metric_names import METRICS, Aliases, Metric, MetricKind, names_of
 
 __all__ = ["Glance"]
 
@@ -48,12 +48,15 @@ class Glance:
         "_wanted",
     )
 
-    def __init__(self, wanted: Iterable[Metric | str], *, limit_bytes: int = 8 << 20) -> None:
-        """`wanted` holds gauges and counters, or names of the user's own. Raises ValueError for a histogram."""
+    def __init__(self, wanted: Iterable[Metric | Aliases | str], *, limit_bytes: int = 8 << 20) -> None:
+        """`wanted` holds gauges and counters, or names of the user's own. Raises ValueError for a histogram.
+
+        Of a histogram's sum and count those of its first label set are found: each has its buckets before it.
+        """
         self._wanted = {metric: _names(metric) for metric in wanted}
         self._limit_bytes = limit_bytes
-        self._found: dict[Metric | str, tuple[_Name, int]] = {}
-        self._absent: dict[Metric | str, _Absence] = {}
+        self._found: dict[Metric | Aliases | str, tuple[_Name, int]] = {}
+        self._absent: dict[Metric | Aliases | str, _Absence] = {}
         self._labels: dict[bytes, dict[str, str]] = {}
         self._looks = 0
         self._reading = Reading({})
@@ -99,7 +102,7 @@ class Glance:
             return False
         return all(page.startswith(block, at) for at, block in self._blocks)
 
-    def _find(self, page: bytes, metric: Metric | str) -> "tuple[_Name, int] | None":
+    def _find(self, page: bytes, metric: Metric | Aliases | str) -> "tuple[_Name, int] | None":
         known = self._found.get(metric)
         if known is not None:
             name, before = known
@@ -161,11 +164,10 @@ class _Absence:
 
 
 @cache
-def _names(metric: Metric | str) -> tuple[_Name, ...]:
+def _names(metric: Metric | Aliases | str) -> tuple[_Name, ...]:
     if isinstance(metric, Metric) and METRICS[metric].kind is MetricKind.HISTOGRAM:
         raise ValueError(f"{metric} is a histogram; read it with MetricReader")
-    names = METRICS[metric].names if isinstance(metric, Metric) else (metric,)
-    return tuple((name, b"\n" + name.encode()) for name in names)
+    return tuple((name, b"\n" + name.encode()) for name in names_of(metric))
 
 
 def _is_line(page: bytes, needle: bytes, at: int) -> bool:

@@ -11,9 +11,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal, TypeAlias
 
-__all__ = ["ADAPTER_INFO", "CACHE_INFO", "METRICS", "Combine", "Metric", "MetricKind", "MetricSpec", "resolve"]
+__all__ = [
+    "ADAPTER_INFO",
+    "CACHE_INFO",
+    "METRICS",
+    "Aliases",
+    "Combine",
+    "Metric",
+    "MetricKind",
+    "MetricSpec",
+    "names_of",
+    "part_of",
+    "resolve",
+]
+
+Aliases: TypeAlias = tuple[str, ...]
+"""Names of one number that no policy asks for, newest first."""
 
 CACHE_INFO: Final = "vllm:cache_config_info"
 """A gauge of 1 per rank; its labels `block_size` and `num_gpu_blocks` tell how many tokens the KV memory holds."""
@@ -184,6 +199,18 @@ METRICS: Final[Mapping[Metric, MetricSpec]] = MappingProxyType(
 _BY_NAME: Final[Mapping[str, Metric]] = MappingProxyType(
     {name: metric for metric, spec in METRICS.items() for name in (*spec.names, str(metric))}
 )
+
+
+def names_of(metric: Metric | Aliases | str) -> tuple[str, ...]:
+    """Return the names that a metric may be found under, newest first."""
+    if isinstance(metric, Metric):
+        return METRICS[metric].names
+    return metric if isinstance(metric, tuple) else (metric,)
+
+
+def part_of(histogram: Metric, part: Literal["sum", "count"]) -> Aliases:
+    """Return what the sum or the count of a histogram is called: two counters that can be read without its buckets."""
+    return tuple(f"{name}_{part}" for name in METRICS[histogram].names)
 
 
 def resolve(name: str) -> Metric | None:

@@ -9,11 +9,16 @@ from typing import Final
 
 from matrixinfer.engines.exposition import Reading, Sample
 from matrixinfer.engines.glance import Glance
-from matrixinfer.engines.metric_names import ADAPTER_INFO, CACHE_INFO, Metric
+from matrixinfer.engines.metric_names import ADAPTER_INFO, CACHE_INFO, Aliases, Metric, part_of
 
 __all__ = ["STATE_METRICS", "EngineState", "StateReader", "engine_state"]
 
-STATE_METRICS: Final[tuple[Metric | str, ...]] = (
+_TTFT_SECONDS: Final = part_of(Metric.TTFT, "sum")
+_TTFT_COUNT: Final = part_of(Metric.TTFT, "count")
+_TPOT_SECONDS: Final = part_of(Metric.ITL, "sum")
+_TPOT_COUNT: Final = part_of(Metric.ITL, "count")
+
+STATE_METRICS: Final[tuple[Metric | Aliases | str, ...]] = (
     Metric.RUNNING,
     Metric.WAITING,
     Metric.KV_USAGE,
@@ -23,6 +28,10 @@ STATE_METRICS: Final[tuple[Metric | str, ...]] = (
     Metric.KV_TOKENS,
     CACHE_INFO,
     ADAPTER_INFO,
+    _TTFT_SECONDS,
+    _TTFT_COUNT,
+    _TPOT_SECONDS,
+    _TPOT_COUNT,
 )
 """What a reader must look for so that `engine_state` has all there is."""
 
@@ -47,6 +56,13 @@ class EngineState:
     """The engine's own word on the share found, where it has one; 0 to 1."""
     adapters: frozenset[str] | None = None
     """Adapters that requests use right now. Others may be loaded."""
+    ttft_seconds: float | None = None
+    """What requests waited for their first token since the start, added up; of several ranks that of the first."""
+    ttft_count: float | None = None
+    """So many did."""
+    tpot_seconds: float | None = None
+    """What the tokens after the first took, likewise."""
+    tpot_count: float | None = None
 
     @property
     def says_load(self) -> bool:
@@ -67,6 +83,10 @@ def engine_state(reading: Reading) -> EngineState:
         # Old releases of vLLM say -1 when the cache is off.
         prefix_hit_ratio=ratio if ratio is not None and ratio >= 0 else None,
         adapters=_adapters(reading),
+        ttft_seconds=reading.number(_TTFT_SECONDS),
+        ttft_count=reading.number(_TTFT_COUNT),
+        tpot_seconds=reading.number(_TPOT_SECONDS),
+        tpot_count=reading.number(_TPOT_COUNT),
     )
 
 

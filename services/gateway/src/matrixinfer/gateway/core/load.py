@@ -6,7 +6,7 @@ with everything, and the age of what is known travels with it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from math import inf, nan
 from typing import Final
 
@@ -101,6 +101,10 @@ class EngineReport:
     """Share of the prompt tokens that were found in the prefix cache between the last two scrapes, 0 to 1."""
     kv_tokens: float = nan
     """Tokens that the memory for keys and values holds."""
+    ttft_seconds: float = nan
+    """Mean time to first token of the requests that got it between the last two scrapes that saw any."""
+    tpot_seconds: float = nan
+    """Mean time of a token after the first, likewise."""
 
 
 UNKNOWN: Final = EngineReport()
@@ -120,9 +124,12 @@ class EngineLoads:
     kv_usage: Sequence[float]
     prefix_hit_ratio: Sequence[float]
     kv_tokens: Sequence[float]
+    ttft_seconds: Sequence[float]
+    tpot_seconds: Sequence[float]
 
     @staticmethod
     def unknown(count: int) -> "EngineLoads":
         """Nothing known of `count` endpoints."""
         nothing = (nan,) * count
-        return EngineLoads((inf,) * count, (0.0,) * count, nothing, nothing, nothing, nothing, nothing)
+        reported = len(fields(EngineReport))
+        return EngineLoads((inf,) * count, (0.0,) * count, *[nothing] * reported)

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from math import isfinite, nan
 
 from matrixinfer.engines.state import EngineState
-from matrixinfer.gateway.core.load import EngineReport
+from matrixinfer.gateway.core.load import UNKNOWN, EngineReport
 from matrixinfer.gateway.core.types import Snapshot
 
 __all__ = ["Pace", "adapters_by_server", "pause_seconds", "report_of"]
 
 _JITTER = 0.2
 _DOUBLINGS = 8
+_NOTHING = EngineState()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,24 @@ def pause_seconds(pace: Pace, *, busy: bool, failures: int, engines: int, draw: 
     return max(seconds, engines / pace.per_second) * (1 - _JITTER / 2 + _JITTER * draw)
 
 
-def report_of(state: EngineState, before: EngineState | None) -> EngineReport:
-    """Return what goes to the board: this look, and what has changed since the look `before`."""
+def report_of(state: EngineState, before: EngineState | None, last: EngineReport = UNKNOWN) -> EngineReport:
+    """Return what goes to the board: this look, and what has changed since the look `before`.
+
+    A mean of nothing is that of the `last` report.
+    """
+    earlier = before or _NOTHING
     return EngineReport(
         running=_known(state.running),
         waiting=_known(state.waiting),
         kv_usage=_known(state.kv_usage),
         prefix_hit_ratio=_ratio(state, before),
         kv_tokens=_known(state.kv_tokens),
+        ttft_seconds=_mean(
+            _since(state.ttft_seconds, state.ttft_count, earlier.ttft_seconds, earlier.ttft_count), last.ttft_seconds
+        ),
+        tpot_seconds=_mean(
+            _since(state.tpot_seconds, state.tpot_count, earlier.tpot_seconds, earlier.tpot_count), last.tpot_seconds
+        ),
     )
 
 
@@ -64,6 +75,19 @@ def _ratio(state: EngineState, before: EngineState | None) -> float:
         queries -= _known(before.prefix_queries)
         hits -= _known(before.prefix_hits)
     return min(hits / queries, 1.0) if queries > 0 and hits >= 0 else nan
+
+
+def _since(
+    seconds: float | None, count: float | None, seconds_before: float | None, count_before: float | None
+) -> tuple[float, float]:
+    """Return what two counters grew by; all of it when they went back, because then they began anew."""
+    grown, more = _known(seconds) - _known(seconds_before), _known(count) - _known(count_before)
+    return (grown, more) if grown >= 0 and more >= 0 else (_known(seconds), _known(count))
+
+
+def _mean(grown: tuple[float, float], last: float) -> float:
+    seconds, count = grown
+    return seconds / count if count > 0 and seconds >= 0 else last
 
 
 def adapters_by_server(snapshot: Snapshot) -> list[frozenset[str]]:

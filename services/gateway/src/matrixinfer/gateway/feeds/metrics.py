@@ -222,7 +222,7 @@ class EngineFeed:
 
     def _note(self, watched: _Watched, state: EngineState) -> None:
         watched.read_at, watched.failures, watched.problem = self._clock(), 0, ""
-        watched.report, watched.state = report_of(state, watched.state), state
+        watched.report, watched.state = report_of(state, watched.state, watched.report), state
         self._cells.report(watched.endpoint.slot, watched.report, watched.read_at)
         if not state.says_load:
             watched.problem = "the page says nothing of requests"

@@ -60,9 +60,11 @@ def gpu_cache_usage(contest: Contest) -> list[float]:
 
 
 def least_latency(contest: Contest) -> list[float]:
-    """Time to first token and per token, half each, stretched between the best and the worst candidate."""
-    view, candidates = contest.view, contest.candidates
-    first, each = _stretched(view.ttft_seconds, candidates), _stretched(view.tpot_seconds, candidates)
+    """Time to first token and per token as engines say, half each, stretched between the best and the worst."""
+    engines, candidates = contest.view.engines, contest.candidates
+    if engines is None:
+        return [_NO_LATENCY] * len(candidates)
+    first, each = _stretched(engines.ttft_seconds, candidates), _stretched(engines.tpot_seconds, candidates)
     return [_whole(_TTFT_WEIGHT * one + (1.0 - _TTFT_WEIGHT) * other) for one, other in zip(first, each, strict=True)]
 
 
@@ -82,7 +84,7 @@ def lora_affinity(view: View, candidates: Sequence[int]) -> Sequence[int]:
 
 
 def _stretched(values: Sequence[float], candidates: Sequence[int]) -> list[float]:
-    known = [values[i] for i in candidates if values[i] > 0.0] if values else []
+    known = [values[i] for i in candidates if values[i] > 0.0]
     if not known:
         return [_NO_LATENCY] * len(candidates)
     low, high = min(known), max(known)

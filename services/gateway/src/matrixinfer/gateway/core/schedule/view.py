@@ -43,9 +43,5 @@ class View(msgspec.Struct, frozen=True, array_like=True):
     the same endpoints finds the same one."""
     limit: int | None = None
     """Most requests that one endpoint may have in flight."""
-    ttft_seconds: Sequence[float] = ()
-    """Recent time to first token per endpoint, NaN where unknown; empty when nobody measures it."""
-    tpot_seconds: Sequence[float] = ()
-    """Recent time per output token, likewise."""
     session_at: Sequence[int] = ()
     """Positions that the conversation of this request belongs to, best first; empty when it has none."""
