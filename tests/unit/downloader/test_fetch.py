@@ -34,6 +34,8 @@ class MemorySource:
         self.files = dict(files)
         self.fault = fault
         self.vouches = vouches
+        self.answers_vouch = False
+        """True when the answers promise what the listing did not."""
         self.at: Callable[[str, int], None] = lambda *_: None
         """Told of every piece before it is given: the path and where in the file."""
         self.reads: list[tuple[str, Part]] = []
@@ -53,7 +55,10 @@ class MemorySource:
         if isinstance(answer, DownloadError):
             raise answer
         content = self.files[file.path][part.offset : part.end] if answer is None else answer
-        yield MemoryBody(content, part.offset, lambda position: self.at(file.path, position))
+        body = MemoryBody(content, part.offset, lambda position: self.at(file.path, position))
+        if self.answers_vouch:
+            body.promise = Expected(Algorithm.SHA256, hashlib.sha256(self.files[file.path]).hexdigest())
+        yield body
 
     def promise(self, file: SourceFile) -> Expected | None:
         return file.expected
@@ -74,9 +79,8 @@ class MemorySource:
 class MemoryBody:
     """Content that comes in pieces of seven bytes."""
 
-    promise = None
-
     def __init__(self, content: bytes, position: int, at: Callable[[int], None]) -> None:
+        self.promise: Expected | None = None
         self._left = memoryview(content)
         self._position = position
         self._at = at
@@ -167,6 +171,18 @@ async def test_bytes_of_a_failed_run_are_not_fetched_again(tmp_path: Path) -> No
     await fetched(tmp_path / "m", second)
     assert content(tmp_path / "m") == MODEL
     assert second.read_bytes <= sum(map(len, MODEL.values())) - 60
+
+
+async def test_files_that_a_failed_run_completed_are_known_though_only_their_answers_vouched(tmp_path: Path) -> None:
+    model = {"a.safetensors": bytes(30), "b.safetensors": bytes(range(20))}
+    cached = {"cache": tmp_path / "cache"}
+    source = MemorySource(model, vouches=False)
+    source.answers_vouch = True
+    source.at = lambda path, position: denied_from(0)(path, position) if path.startswith("b") else None
+    await failed(tmp_path / "m", source, Limits(**_limits(connections=1)), **cached)
+    second = MemorySource(model, vouches=False)
+    await fetched(tmp_path / "m", second, **cached)
+    assert {path for path, _ in second.reads} == {"b.safetensors"}
 
 
 async def test_a_connection_that_breaks_is_taken_up_where_it_broke(tmp_path: Path) -> None:

@@ -101,6 +101,13 @@ def test_an_answer_that_breaks_off_or_is_none_is_an_error(serve: Serve, answer: 
         body(client(read_seconds=0.2), url)
 
 
+def test_what_came_with_the_head_and_what_follows_fill_one_buffer(serve: Serve) -> None:
+    url, _ = serve([b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n" + b"x" * 100_000])
+    buffer = memoryview(bytearray(60_000))
+    with client().exchange("GET", url, {}) as answer:
+        assert [answer.readinto(buffer) for _ in range(3)] == [60_000, 40_000, 0]
+
+
 def test_a_connection_is_kept_and_one_that_was_closed_meanwhile_is_replaced(serve: Serve) -> None:
     url, heads = serve([OK, b"", OK])
     asked = client()

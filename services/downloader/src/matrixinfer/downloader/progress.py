@@ -1,7 +1,8 @@
 """How far the download is: one board that worker threads write and observers read.
 
 Owns the numbers; logs, metrics, the status of the ModelVersion and the file for those who wait for the lock all
-read the same `View`. The trap: adding to an int is not atomic across threads, so every change takes the lock.
+read the same `View`. What changes with every chunk or file is counted in plain ints, and a view made when somebody
+looks. The trap: adding to an int is not atomic across threads, so every change takes the lock.
 """
 
 import threading
@@ -64,6 +65,9 @@ class Progress:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._view = View()
+        self._done_bytes = 0
+        self._done_files = 0
+        self._fetched_bytes = 0
         self._samples: deque[tuple[float, int]] = deque(maxlen=_RATE_SAMPLES)
 
     def enter(self, phase: Phase, *, waits_for: str = "") -> None:
@@ -75,25 +79,19 @@ class Progress:
         """Say what there is to fetch; counting begins anew."""
         with self._lock:
             self._samples.clear()
-            self._view = replace(
-                self._view,
-                revision=revision,
-                total_bytes=total_bytes,
-                file_count=file_count,
-                done_bytes=0,
-                done_files=0,
-            )
+            self._done_bytes = self._done_files = 0
+            self._view = replace(self._view, revision=revision, total_bytes=total_bytes, file_count=file_count)
 
     def present(self, count: int) -> None:
         """Count bytes that are there without having been fetched now; negative when they turned out wrong."""
         with self._lock:
-            self._view = replace(self._view, done_bytes=self._view.done_bytes + count)
+            self._done_bytes += count
 
     def fetched(self, count: int) -> None:
         """Count bytes that came over the wire and were written."""
         with self._lock:
-            view = self._view
-            self._view = replace(view, done_bytes=view.done_bytes + count, fetched_bytes=view.fetched_bytes + count)
+            self._done_bytes += count
+            self._fetched_bytes += count
 
     def from_peer(self, count: int) -> None:
         """Say of bytes that are counted as fetched that another pod gave them."""
@@ -103,7 +101,7 @@ class Progress:
     def file_done(self) -> None:
         """Count one file as complete and verified."""
         with self._lock:
-            self._view = replace(self._view, done_files=self._view.done_files + 1)
+            self._done_files += 1
 
     def retried(self) -> None:
         """Count one more try of one range."""
@@ -128,14 +126,22 @@ class Progress:
     def sample(self, now: float) -> View:
         """Return the board with the rate since the oldest sample; called at even intervals by one observer."""
         with self._lock:
-            self._samples.append((now, self._view.fetched_bytes))
+            self._samples.append((now, self._fetched_bytes))
             then, before = self._samples[0]
             elapsed = now - then
-            rate = int((self._view.fetched_bytes - before) / elapsed) if elapsed > 0 else 0
+            rate = int((self._fetched_bytes - before) / elapsed) if elapsed > 0 else 0
             self._view = replace(self._view, bytes_per_second=rate)
-            return self._view
+            return self._counted()
 
     def view(self) -> View:
         """Return the board as it is."""
         with self._lock:
-            return self._view
+            return self._counted()
+
+    def _counted(self) -> View:
+        return replace(
+            self._view,
+            done_bytes=self._done_bytes,
+            done_files=self._done_files,
+            fetched_bytes=self._fetched_bytes,
+        )

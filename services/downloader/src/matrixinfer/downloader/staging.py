@@ -31,6 +31,8 @@ class StagedFile:
     """One file of the manifest in the work folder."""
 
     def __init__(self, file: SourceFile, workspace: Workspace, part_bytes: int) -> None:
+        self.listed = file
+        """As the source listed it; `file` may know more, from the answer that brought it."""
         self.file = file
         self.resumed = False
         """True when some of its bytes come from an earlier process."""
@@ -75,10 +77,10 @@ class StagedFile:
     def open(self, stop: Callable[[], bool]) -> None:
         """Take up what an earlier process left of this very version of the file, or begin anew."""
         with volume_errors(self.file.path):
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             noted = self._read_journal()
             if noted and self._published and not self._path.exists() and self._published.is_file():
                 # An earlier process died between its renames.
+                self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._published.rename(self._path)
             if noted and self._path.is_file() and self._path.stat().st_size == self.file.size:
                 self._descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
@@ -107,10 +109,10 @@ class StagedFile:
             self._journal.unlink(missing_ok=True)
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
-                self._descriptor = os.open(self._path, flags, 0o644)
+                self._descriptor = _opened(self._path, flags)
             except FileExistsError:
                 self._path.unlink()
-                self._descriptor = os.open(self._path, flags, 0o644)
+                self._descriptor = _opened(self._path, flags)
             if not self.in_one_part:
                 os.ftruncate(self._descriptor, self.file.size)
 
@@ -203,9 +205,7 @@ class StagedFile:
     def _note(self, part: Part, checksum: int) -> None:
         if self._noted < 0:
             # A file of one part has nothing to take up until it is complete, so its journal begins then.
-            self._journal.parent.mkdir(parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-            noted = os.open(self._journal, flags, 0o644)
+            noted = _opened(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
             if not os.fstat(noted).st_size:
                 os.write(noted, self._header)
             self._noted = noted
@@ -286,6 +286,15 @@ class PartWriter:
 
 def _overlap(one: Part, other: Part) -> bool:
     return one.offset < other.end and other.offset < one.end
+
+
+def _opened(path: Path, flags: int) -> int:
+    """Open a file to write; its folder is made when it is missing, which is once for many files."""
+    try:
+        return os.open(path, flags, 0o644)
+    except FileNotFoundError:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return os.open(path, flags, 0o644)
 
 
 def _content(path: Path) -> bytes:

@@ -69,6 +69,7 @@ class Transfer:
     ) -> None:
         """`check` raises when the process shall stop; `tell` is called now and then, for those who wait."""
         self._source = source
+        self._clone = source.clone if isinstance(source, Cloning) else None
         self._shelf = shelf
         self._limits = limits
         self._patience = patience
@@ -179,8 +180,8 @@ class Transfer:
     def _begin(self, job: _File) -> None:
         staged = job.file
         staged.open(self._halt.is_set)
-        if isinstance(self._source, Cloning):
-            staged.clone(partial(self._source.clone, staged.file))
+        if self._clone is not None:
+            staged.clone(partial(self._clone, staged.file))
         self._progress.present(staged.present_bytes)
         missing = staged.missing
         if not missing:
@@ -280,7 +281,7 @@ class Transfer:
                 self._schedule.begun(job, staged.missing)
                 self._changed.notify_all()
             return
-        self._shelf.keep(staged.file, verified)
+        self._shelf.keep(staged.listed, verified)
         self._progress.file_done()
         with self._changed:
             self._verified.append(verified)

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from urllib.parse import urljoin, urlsplit
 from urllib.request import getproxies_environment
 
@@ -27,6 +28,7 @@ _HEAD_BYTES = 1 << 16
 _FIRST_READ_BYTES = 1 << 14
 _ERROR_BODY_BYTES = 1 << 16
 _REDIRECTS = 5
+_ORIGINS = 1024
 _REDIRECT_CODES = frozenset((301, 302, 303, 307, 308))
 # What says who we are; none of it goes to another origin than it was meant for.
 _PRIVATE = frozenset(("authorization", "cookie", "proxy-authorization", "x-amz-security-token"))
@@ -59,6 +61,7 @@ class Origin:
         return host if self.port == _default_port(self.scheme) else f"{host}:{self.port}"
 
 
+@lru_cache(maxsize=_ORIGINS)
 def origin_of(url: str) -> Origin:
     """Return the origin of an absolute URL; raises WireError when it is none."""
     parts = urlsplit(url)
@@ -353,7 +356,11 @@ class _Connection:
             count = min(len(view), len(self._rest))
             view[:count] = self._rest[:count]
             self._rest = self._rest[count:]
-            return count
+            # What came with the head is little: with the bytes behind it, it is one write and one hash, not two.
+            return count + (self._receive(view[count:]) if count < len(view) else 0)
+        return self._receive(view)
+
+    def _receive(self, view: memoryview) -> int:
         try:
             return self._socket.recv_into(view, len(view), self._flags)
         except OSError as exc:
