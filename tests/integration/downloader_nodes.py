@@ -191,6 +191,8 @@ class FalsePeer(Loopback):
         self.bytes_per_second = bytes_per_second
         self.fetching = fetching
         """It fetches too, and never comes on."""
+        self.says: bytes | None = None
+        """What it answers to everything, with a redirect where that is empty."""
         self.asked = 0
         self.sizes: dict[str, bytes] = {}
 
@@ -203,6 +205,11 @@ class _FalseHandler(Quiet):
     server: FalsePeer
 
     def do_GET(self) -> None:
+        if self.server.says is not None:
+            self.server.asked += 1
+            elsewhere = {} if self.server.says else {"Location": "http://127.0.1.97:9/"}
+            self.answer(302 if elsewhere else 200, self.server.says, elsewhere)
+            return
         kind = self.path.split("/")[2]
         content = self.content()
         if kind == "origins":

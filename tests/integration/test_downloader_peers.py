@@ -128,6 +128,21 @@ def test_a_peer_with_another_token_is_of_no_use_and_no_harm(nodes: BUILD, origin
     assert "the token of" not in other.log
 
 
+@pytest.mark.parametrize(
+    "says", [b"", b"[" * 100_000, b'{"fetching": true, "count": 1e999}'], ids=["away", "deep", "inf"]
+)
+def test_a_peer_that_talks_nonsense_does_no_harm(nodes: BUILD, origin: Origin, says: bytes) -> None:
+    fool = FalsePeer()
+    fool.says = says
+    with running(fool):
+        (node,) = nodes(1, also=(fool.address,))
+        node.fetch()
+        assert node.outcome() == 0, node.log
+    assert fool.asked
+    assert node.content() == FILES
+    assert "Traceback" not in node.log
+
+
 def test_names_that_nobody_answers_to_cost_no_more_than_a_moment(nodes: BUILD, origin: Origin) -> None:
     (node,) = nodes(1, also=("127.0.1.98:9", "nobody.invalid"))
     node.fetch()

@@ -50,7 +50,7 @@ def test_parts_that_touch_are_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", [b"", b"[]", b'{"size": 1}', b'{"size": 1, "parts": [[1]]}', b'{"size": "x", "parts": []}']
+    "text", [b"", b"[]", b'{"size": 1}', b'{"size": 1, "parts": [[1]]}', b'{"size": "x", "parts": []}', b"[" * 100_000]
 )
 def test_what_a_peer_says_may_be_nonsense(text: bytes) -> None:
     assert read_held(text) is None

@@ -13,5 +13,5 @@ def test_nothing_is_shared_unless_a_service_is_named():
 @pytest.mark.parametrize("name", ["peers.llm.svc", "Peers", "a b", "-a"])
 def test_a_name_that_no_service_has_is_refused(monkeypatch: pytest.MonkeyPatch, name: str):
     monkeypatch.setenv("MATRIXINFER_MODEL_CONTROLLER_PEERS_SERVICE", name)
-    with pytest.raises(SettingsError, match="MATRIXINFER_MODEL_CONTROLLER_PEERS_SERVICE: .*without namespace"):
+    with pytest.raises(SettingsError, match=r"MATRIXINFER_MODEL_CONTROLLER_PEERS_SERVICE: .*without namespace"):
         load(ModelControllerSettings)

@@ -305,6 +305,7 @@ def _report(tools: Tools, error: DownloadError | None = None) -> Report:
         total_bytes=view.total_bytes,
         file_count=view.file_count,
         done_bytes=view.done_bytes,
+        peer_bytes=view.peer_bytes,
         bytes_per_second=0 if error or view.digest else view.bytes_per_second,
         digest="" if error else view.digest,
         cause=str(error.cause) if error else "",

@@ -188,7 +188,9 @@ def _note(report: Report) -> Note | None:
         return Note(report.cause, f"{report.pod}: {report.message}", EventType.WARNING)
     if report.digest:
         size = human_bytes(report.total_bytes)
-        return Note("Downloaded", f"{report.pod}: {report.file_count} files, {size}, verified as {report.digest}")
+        given = f" ({human_bytes(report.peer_bytes)} from other pods)" if report.peer_bytes else ""
+        message = f"{report.pod}: {report.file_count} files, {size}{given}, verified as {report.digest}"
+        return Note("Downloaded", message)
     return None
 
 

@@ -150,7 +150,8 @@ def parse_ready(text: bytes) -> Ready | None:
             files=files,
             published_at=str(document["publishedAt"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError):
+    # It may come from anybody, nested as deep as they like.
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None
     return ready if ready.digest == digest(files) and not _refusal(f.path for f in files) else None
 

@@ -24,6 +24,8 @@ class Report:
     total_bytes: int = 0
     file_count: int = 0
     done_bytes: int = 0
+    peer_bytes: int = 0
+    """Bytes that other pods gave."""
     bytes_per_second: int = 0
     digest: str = ""
     cause: str = ""

@@ -103,7 +103,8 @@ def read_held(text: bytes) -> Held | None:
         document = json.loads(text)
         parts = [Part(int(offset), int(length)) for offset, length in document["parts"]]
         return Held.of(int(document["size"]), [part for part in parts if part.offset >= 0 and part.length > 0])
-    except (ValueError, KeyError, TypeError):
+    # Of a stranger: it may be nested as deep as it likes.
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.rendezvous import ranked
 from matrixinfer.downloader.core.signature import signature
-from matrixinfer.downloader.wire.http import Answer, Client, WireError
+from matrixinfer.downloader.wire.http import Answer, Client, RedirectRefused, WireError
 from matrixinfer.service.logging import get_logger
 
 __all__ = ["Peer", "PeerAccess", "Peers"]
@@ -132,13 +132,13 @@ class Peers:
                     self.drop(peer, "it does not know our token, or one of the clocks is wrong")
                 body = answer.read(_DOCUMENT_BYTES)
                 return body if answer.status == 200 else None
-        except WireError as exc:
+        except (WireError, RedirectRefused) as exc:
             self.failed(peer, str(exc))
             return None
 
     @contextmanager
     def bytes_of(self, peer: Peer, path: str, part: Part) -> Iterator[Answer]:
-        """Ask for a range; raises WireError."""
+        """Ask for a range; raises WireError or RedirectRefused."""
         asked = f"bytes={part.offset}-{part.end - 1}"
         with self._lock:
             peer.under_way += 1
@@ -163,6 +163,9 @@ class Peers:
 
     def failed(self, peer: Peer, reason: str) -> None:
         """Let it rest; drop it when it fails again and again."""
+        if peer.rests_until > self._monotonic():
+            # Several threads of ours met the same trouble.
+            return
         peer.failures += 1
         if peer.failures >= _FAILURES:
             self.drop(peer, f"it failed {peer.failures} times in a row: {reason}")
@@ -205,7 +208,7 @@ class Peers:
                 self.drop(peer, "it does not know our token, or one of the clocks is wrong")
             document = json.loads(body) if status == 200 else {}
             fetching, count = document.get("fetching") is True, int(document.get("count", 0))
-        except (WireError, ValueError, TypeError, AttributeError):
+        except (WireError, RedirectRefused, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
             # A pod that is starting or going; nothing is held against it.
             peer.answers = False
             return

@@ -51,7 +51,10 @@ class Holdings:
         if not work.is_dir():
             return None
         fetching = (work / SHARING_NAME).is_file()
-        moved = sum(_size(entry) for entry in _entries(work / "journal")) if fetching else 0
+        moved = 0
+        if fetching:
+            # Journals grow with every part; the folder's time changes with every file that becomes complete.
+            moved = sum(_size(entry) for entry in _entries(work / "journal")) + _changed(self._root / "blobs")
         return json.dumps({"fetching": fetching, "count": moved}).encode()
 
     def ready(self, digest: str) -> bytes | None:
@@ -117,6 +120,12 @@ def _entries(folder: Path) -> list[Path]:
     with suppress(OSError):
         return list(folder.iterdir())
     return []
+
+
+def _changed(folder: Path) -> int:
+    with suppress(OSError):
+        return folder.stat().st_mtime_ns
+    return 0
 
 
 def _size(path: Path) -> int:

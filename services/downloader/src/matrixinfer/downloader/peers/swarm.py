@@ -26,7 +26,7 @@ from matrixinfer.downloader.errors import DownloadError, TransientError
 from matrixinfer.downloader.peers.directory import Peer, Peers
 from matrixinfer.downloader.sources.ranged import RangedBody, body_of
 from matrixinfer.downloader.sources.source import Body, Source
-from matrixinfer.downloader.wire.http import WireError
+from matrixinfer.downloader.wire.http import RedirectRefused, WireError
 from matrixinfer.service.logging import get_logger
 
 __all__ = ["Swarm", "SwarmLimits"]
@@ -86,11 +86,12 @@ class Swarm:
         self._told: dict[tuple[str, str], tuple[float, Held | None]] = {}
         self._brought: dict[str, list[tuple[Peer, Part]]] = {}
         self._aborted = threading.Event()
-        self._said = False
+        self._said = self._is_away = False
 
     def listing(self) -> Listing:
         """List the origin. The recorded digest vouches for what it does not, and for all where it is away."""
         self._aborted.clear()
+        self._is_away = False
         # Before anything is known, so that those who start at the same time count on us.
         self._tell(())
         self._peers.look(wait=True)
@@ -101,6 +102,7 @@ class Swarm:
             if recorded is None:
                 raise
             log.warning("origin_away", reason=exc.message, action="going on with what peers have")
+            self._is_away = True
             listing = Listing(recorded.resolved_revision, [SourceFile(f.path, f.size, "") for f in recorded.files])
         known = {(file.path, file.size): file.sha256 for file in recorded.files} if recorded else {}
         files = [_vouched(file, known.get((file.path, file.size), "")) for file in listing.files]
@@ -171,6 +173,8 @@ class Swarm:
 
     def open_origin(self, file: SourceFile, part: Part, opened: ExitStack) -> Body:
         """Open a range of the origin."""
+        if self._is_away:
+            raise TransientError(f"{file.path}: the source does not answer, and no peer has these bytes now")
         return opened.enter_context(self._origin.read(file, part))
 
     def open_peer(self, peer: Peer, file: SourceFile, part: Part, opened: ExitStack) -> RangedBody | None:
@@ -344,7 +348,7 @@ class _Stitched:
             return
         try:
             self._body = self._swarm.open_peer(turn.peer, self._file, turn.part, self._opened)
-        except (WireError, DownloadError) as exc:
+        except (WireError, RedirectRefused, DownloadError) as exc:
             self._swarm.failed(turn.peer, self._file, str(exc))
 
     def _close(self) -> None:
