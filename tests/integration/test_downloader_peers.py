@@ -2,11 +2,23 @@
 
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tests.integration.downloader_nodes import FILES, TOTAL, FalsePeer, Node, Origin, running
+from tests.integration.downloader_nodes import FILES, PART_BYTES, TOKEN, TOTAL, FalsePeer, Node, Origin, running
 
+from matrixinfer.downloader.core.request import Request
+from matrixinfer.downloader.core.uri import WebFolder
+from matrixinfer.downloader.errors import TransientError
+from matrixinfer.downloader.fetch import Limits, Tools, fetch
+from matrixinfer.downloader.peers.directory import PeerAccess, Peers
+from matrixinfer.downloader.peers.swarm import Swarm, SwarmLimits
+from matrixinfer.downloader.sources.web import WebAccess
+from matrixinfer.downloader.sources.website import WebsiteSource
+from matrixinfer.downloader.workspace import prepare_cache
+
+LIMITS = Limits(part_bytes=PART_BYTES, connections=3, tries=2, first_wait_seconds=0.01, longest_wait_seconds=0.01)
 BUILD = Callable[..., list[Node]]
 
 
@@ -157,3 +169,47 @@ def test_without_peers_nobody_is_asked_and_nothing_is_told(nodes: BUILD, origin:
     assert first.outcome() == 0
     assert not list(first.volume.rglob("sharing.json*"))
     assert origin.sent >= TOTAL
+
+
+async def test_what_a_version_recorded_comes_from_peers_alone_while_the_origin_is_away(
+    nodes: BUILD, origin: Origin, tmp_path: Path
+) -> None:
+    (first,) = nodes(1)
+    first.fetch()
+    assert first.outcome() == 0
+    digest = str(first.events("model_ready")[0]["digest"])
+    away = WebsiteSource(WebFolder("http://127.0.1.97:9/model"), WebAccess(connect_seconds=0.5))
+    request = Request(origin.url, tmp_path / "link", expected_digest=digest, cache=tmp_path / "late")
+    access = PeerAccess((first.address,), "127.0.1.50", first.port, TOKEN)
+    tools = Tools(pod="late", now=lambda: datetime.now(UTC), monotonic=time.monotonic)
+    source = Swarm(
+        away,
+        Peers(access, request.origin_key, time.monotonic, time.time),
+        request,
+        SwarmLimits(LIMITS.part_bytes),
+        took=tools.progress.from_peer,
+        monotonic=time.monotonic,
+    )
+    ready = await fetch(request, lambda: source, LIMITS, tools)
+    assert (ready.digest, tools.progress.view().peer_bytes) == (digest, TOTAL)
+    assert {path: (tmp_path / "link" / path).read_bytes() for path in FILES} == FILES
+
+
+async def test_a_list_of_files_that_is_not_of_the_recorded_digest_is_not_believed(
+    nodes: BUILD, origin: Origin, tmp_path: Path
+) -> None:
+    (first,) = nodes(1)
+    first.fetch()
+    assert first.outcome() == 0
+    (model,) = (first.volume / "models").iterdir()
+    other = first.volume / "models" / ("0" * 64)
+    model.rename(other)
+    away = WebsiteSource(WebFolder("http://127.0.1.97:9/model"), WebAccess(connect_seconds=0.5))
+    request = Request(origin.url, tmp_path / "link", expected_digest=f"sha256:{'0' * 64}", cache=tmp_path / "late")
+    access = PeerAccess((first.address,), "127.0.1.50", first.port, TOKEN)
+    peers = Peers(access, request.origin_key, time.monotonic, time.time)
+    source = Swarm(away, peers, request, SwarmLimits(LIMITS.part_bytes), took=lambda _: None, monotonic=time.monotonic)
+    prepare_cache(tmp_path / "late", request.origin_key)
+    with pytest.raises(TransientError, match=r"127\.0\.1\.97"):
+        source.listing()
+    assert [peer.address for peer in peers.usable()] == [first.address]
