@@ -187,6 +187,28 @@ def test_a_whole_life(controller: ServiceProcess, served: Served) -> None:
     assert refused == [], "the shipped rights suffice"
 
 
+def test_pods_that_share_are_accepted_and_their_model_settles(
+    control_plane: ControlPlane, infer_controller: ServiceProcess, service_process: Any, served: Served
+) -> None:
+    """The API server takes the sidecar as it is rendered, and what it adds is no drift; the shipped rights suffice."""
+    control_plane.apply(repository() / "deploy/base/downloader/rbac.yaml")
+    started = time.time()
+    service_process("model-controller", {**QUICK, "MATRIXINFER_MODEL_CONTROLLER_PEERS_SERVICE": "peers"})
+    served.create()
+    served.wait_serving()
+    (pod,) = served.items("pods")
+    server, downloader = pod["spec"]["initContainers"]
+    assert (server["name"], server["restartPolicy"]) == ("peers", "Always")
+    given = {one["name"]: one.get("value") for one in downloader["env"]}
+    assert given["MATRIXINFER_DOWNLOADER_PEERS"] == f"peers.{served.namespace}.svc"
+    generation = served.get("modelinfers", "quickstart-cpu")["metadata"]["generation"]
+    served.edit(lambda spec: spec["backends"][0].update(maxReplicas=4, routeWeight=7))
+    served.wait_serving()
+    assert served.get("modelinfers", "quickstart-cpu")["metadata"]["generation"] == generation
+    decisions = [e["annotations"].get("authorization.k8s.io/decision") for e in audited(served.plane, started)]
+    assert "forbid" not in decisions
+
+
 def test_a_killed_controller_converges_to_the_same_end(controller: ServiceProcess, served: Served) -> None:
     served.create()
     served.wait("some children", lambda: bool(served.names("modelversions")), 30)
