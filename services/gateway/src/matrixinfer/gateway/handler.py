@@ -6,9 +6,9 @@ goes to another endpoint; below it, a kept connection that turns out to be dead 
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import partial
+from functools import cached_property, partial
 from math import inf
 from typing import Literal
 
@@ -62,6 +62,7 @@ log = get_logger("handler")
 _JSON = (b"content-type", b"application/json")
 _TRACED = frozenset({Surface.INFERENCE, Surface.STORED})
 _NO_RETRY = RetryPolicy(0, 0.0)
+_NOBODY: frozenset[str] = frozenset()
 _CLIENT_GONE_STATUS = 499
 _PROMPT_LIMIT_BYTES = 8 * 2**20
 """Reading the prompt of a larger body would hold up everybody else."""
@@ -269,22 +270,22 @@ class Handler:
         request = exchange.request
         wanted = _peek(request)
         trace.model, trace.stream, trace.has_stream_options = wanted.model, wanted.stream, wanted.has_stream_options
-        ask = Ask(wanted.model, request.path.decode(errors="replace"), _header_texts(request.headers))
+        ask = Ask(wanted.model, request.path.decode(errors="replace"), _HeaderTexts(request.headers))
         trace.tells_decision = self._decision_header == "always" or (
             self._decision_header == "asked" and request.header(b"x-matrixinfer-explain") is not None
         )
         kept_by = self._ledger.find(wanted.previous) if wanted.previous else None
         load = self._load(request)
-        tried: set[str] = set()
+        tried = _NOBODY
         began = asyncio.get_running_loop().time()
-        asked = _asked_seconds(ask)
+        asked = None if request.header(b"x-request-timeout") is None else _asked_seconds(ask)
         while True:
-            choice = self._choose(ask, trace, load, frozenset(tried), kept_by)
+            choice = self._choose(ask, trace, load, tried, kept_by)
             if isinstance(choice, Choice) and not (self._waiting.lines and self._waiting.has_line(choice.server)):
                 claim = self._attempts.enter(choice)
             else:
                 full = self._behind(choice) if isinstance(choice, Choice) else choice
-                again = partial(self._place, ask, trace, load, frozenset(tried), kept_by)
+                again = partial(self._place, ask, trace, load, tried, kept_by)
                 choice, claim = await self._wait(full, again, ask, exchange, trace, began, asked)
             if not tried:
                 self._budgets.of(choice.server).request(self._clock())
@@ -299,7 +300,7 @@ class Handler:
             if not self._shall_retry(exchange, outcome, trace, agreed) or not self._can_afford(choice, outcome, trace):
                 self._end_badly(exchange, trace, outcome)
                 return
-            tried.add(choice.endpoint.uid)
+            tried |= {choice.endpoint.uid}
             trace.retries += 1
             trace.series.retry(outcome.failure.value)
             await self._pause(trace, agreed.retry.interval_seconds)
@@ -497,13 +498,29 @@ def _answer_with(exchange: Exchange, status: int, headers: Headers, body: bytes)
     exchange.finish()
 
 
-def _header_texts(headers: Headers) -> dict[str, str]:
-    texts: dict[str, str] = {}
-    for name, value in headers:
-        key, text = name.decode("latin-1"), value.decode("utf-8", "replace")
-        # A header that came twice means the list of both.
-        texts[key] = f"{texts[key]}, {text}" if key in texts else text
-    return texts
+class _HeaderTexts(Mapping[str, str]):
+    """Headers as rules read them, made when the first rule does: most look at none."""
+
+    def __init__(self, headers: Headers) -> None:
+        self._headers = headers
+
+    @cached_property
+    def _texts(self) -> dict[str, str]:
+        texts: dict[str, str] = {}
+        for name, value in self._headers:
+            key, text = name.decode("latin-1"), value.decode("utf-8", "replace")
+            # A header that came twice means the list of both.
+            texts[key] = f"{texts[key]}, {text}" if key in texts else text
+        return texts
+
+    def __getitem__(self, name: str) -> str:
+        return self._texts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._texts)
+
+    def __len__(self) -> int:
+        return len(self._texts)
 
 
 def _noted(revision: int, choice: Choice) -> Attributes:

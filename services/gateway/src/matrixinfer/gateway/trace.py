@@ -1,7 +1,8 @@
 """What is known of one request while it is served; in the end its line of the access log."""
 
-from dataclasses import dataclass, field
 from datetime import datetime
+
+import msgspec
 
 from matrixinfer.gateway.access import AccessRecord, DecisionRecord
 from matrixinfer.gateway.core.schedule.record import Recorded
@@ -18,8 +19,7 @@ __all__ = ["Trace"]
 _TEXT_LIMIT = 512
 
 
-@dataclass(slots=True)
-class Trace:
+class Trace(msgspec.Struct):
     """Filled in step by step by whoever knows; clock times are those of the handler's clock."""
 
     request_id: str
@@ -46,7 +46,7 @@ class Trace:
     stale: int = 0
     tripped: bool = False
     """Its newest attempt was the failure that took the endpoint out."""
-    failures: list[str] = field(default_factory=list)
+    failures: list[str] = []
     routed: bool = False
     waited: float = 0.0
     """Time spent on anything but the gateway's own work, before the request was sent the last time."""

@@ -5,7 +5,8 @@ parser has judged the syntax; here is what it lets through: repeated headers, co
 """
 
 import re
-from dataclasses import dataclass
+
+import msgspec
 
 from matrixinfer.gateway.wire.inlet import InletLimits
 from matrixinfer.gateway.wire.message import Headers, Refusal
@@ -20,8 +21,7 @@ _ABSOLUTE = re.compile(rb"https?://[^/?]+(/?.*)", re.IGNORECASE)
 _LENGTH = re.compile(rb"[0-9]{1,18}")
 
 
-@dataclass(slots=True)
-class Head:
+class Head(msgspec.Struct):
     """A head that was accepted."""
 
     target: bytes

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol, TypeAlias
 
+import msgspec
+
 __all__ = [
     "Exchange",
     "Headers",
@@ -43,8 +45,7 @@ _HOP_BY_HOP = frozenset(
 _STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
 
 
-@dataclass(slots=True)
-class Request:
+class Request(msgspec.Struct):
     """One complete request. `target` is the path and query as they came."""
 
     method: str
@@ -56,10 +57,14 @@ class Request:
     peer: str
     received: float
     """When the last byte arrived, by the inlet's clock."""
+    _first: dict[bytes, bytes] | None = None
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header."""
-        return header(self.headers, name)
+        if self._first is None:
+            # Backwards, so that of a header which came twice the first value stays.
+            self._first = dict(reversed(self.headers))
+        return self._first.get(name)
 
 
 @dataclass(frozen=True, slots=True)
