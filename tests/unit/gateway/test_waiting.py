@@ -292,7 +292,10 @@ async def test_the_time_to_come_back_follows_the_speed_of_the_line(rig: Rig) -> 
 # -- scale from zero ----------------------------------------------------------------------------------------------
 
 
-async def test_a_request_for_a_server_without_endpoints_wakes_it_and_runs_when_the_first_is_ready(rig: Rig) -> None:
+async def test_a_request_for_a_server_without_endpoints_wakes_it_and_runs_when_the_first_is_ready(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("matrixinfer.gateway.waiting._WAKE_SECONDS", 3600.0)
     rig.defaults = replace(rig.defaults, queue=QueueLimits(empty_seconds=30))
     await rig.start()
     answers = [asking(rig, str(i)) for i in range(5)]
