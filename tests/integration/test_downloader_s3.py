@@ -440,12 +440,14 @@ def test_waiting_has_a_deadline(start: Start, proxy: Proxy, bucket: str, tmp_pat
     assert "pod-0" in message["message"]
 
 
-@pytest.mark.parametrize("size", [len(WEIGHTS), 8, 2], ids=["in parts", "with sha256", "plain"])
+@pytest.mark.parametrize(
+    "name", ["model.gguf", "config.json", "tokenizer.json"], ids=["in parts", "with sha256", "plain"]
+)
 def test_other_bytes_of_the_same_size_are_refused(
-    start: Start, proxy: Proxy, bucket: str, tmp_path: Path, size: int
+    start: Start, proxy: Proxy, bucket: str, tmp_path: Path, name: str
 ) -> None:
     def flip(handler: ProxyHandler, status: int, headers: dict[str, str], body: bytes) -> bool:
-        if headers["Content-Length"] == str(size):
+        if body and handler.path.partition("?")[0].endswith(name):
             handler.answer(status, headers, bytes([body[0] ^ 1]) + body[1:])
             return True
         return False
