@@ -22,7 +22,13 @@ SERVICES = ["autoscaler", "gateway", "infer-controller", "model-controller", "we
 RARE: dict[str, set[str]] = {
     "autoscaler": {"patch events"},
     # Of the gateways, only one that has traffic and does not write status tells the others of it.
-    "gateway": {"patch leases.coordination.k8s.io", "patch modelinfers.workload.matrixinfer.ai"},
+    # It tells of a status that could not be written.
+    "gateway": {
+        "create events",
+        "patch events",
+        "patch leases.coordination.k8s.io",
+        "patch modelinfers.workload.matrixinfer.ai",
+    },
     "infer-controller": {
         "delete controllerrevisions.apps",
         "delete services",
