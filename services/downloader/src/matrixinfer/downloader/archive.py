@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from matrixinfer.downloader.cache import Cache
+from matrixinfer.downloader.cache import Cache, link_to_blob
 from matrixinfer.downloader.core.manifest import READY_NAME, Ready, SourceFile, VerifiedFile
 from matrixinfer.downloader.core.oci import INDEX_NAME, MARK_NAME, blob_name, documents
 from matrixinfer.downloader.core.request import Request
@@ -89,7 +89,7 @@ def import_model(archive: Path, cache_root: Path, output: Path) -> Ready:
 
 def _complete(model: Path) -> tuple[Path, Ready]:
     folder = model.resolve()
-    ready = read_publication(folder, lambda file: f"{'../' * (file.path.count('/') + 2)}blobs/{file.sha256}")
+    ready = read_publication(folder, link_to_blob)
     if ready is None:
         raise DownloadError(Cause.NOT_FOUND, f"{model} holds no complete model")
     return folder, ready

@@ -35,7 +35,7 @@ from matrixinfer.downloader.publication import read_publication, write_lasting
 from matrixinfer.downloader.workspace import Workspace, fsync_folder, prepare_cache, remove_tries, volume_errors
 from matrixinfer.service.logging import get_logger
 
-__all__ = ["Cache"]
+__all__ = ["Cache", "link_to_blob"]
 
 log = get_logger("cache")
 
@@ -209,7 +209,7 @@ class Cache:
         return self._root / "models" / digest.removeprefix("sha256:")
 
     def _model(self, digest: str) -> Ready | None:
-        found = read_publication(self._folder(digest), _link_to_blob)
+        found = read_publication(self._folder(digest), link_to_blob)
         return found if found and found.digest == digest else None
 
     def _make(self, ready: Ready) -> None:
@@ -236,7 +236,7 @@ class Cache:
         except OSError as exc:
             if exc.errno not in _NO_HARD_LINK:
                 raise
-            path.symlink_to(_link_to_blob(file))
+            path.symlink_to(link_to_blob(file))
 
     def _replace_folder(self, made: Path, final: Path) -> None:
         """Give a folder its name; what is there already is not complete, or it would have been used."""
@@ -323,7 +323,8 @@ class Cache:
             os.utime(self._folder(digest))
 
 
-def _link_to_blob(file: VerifiedFile) -> str:
+def link_to_blob(file: VerifiedFile) -> str:
+    """Return where a link at the path of a file, in the folder of a model, leads to."""
     return f"{'../' * (file.path.count('/') + 2)}blobs/{file.sha256}"
 
 

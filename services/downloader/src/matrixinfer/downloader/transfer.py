@@ -70,6 +70,7 @@ class Transfer:
         """`check` raises when the process shall stop; `tell` is called now and then, for those who wait."""
         self._source = source
         self._clone = source.clone if isinstance(source, Cloning) else None
+        self._sharing = source if isinstance(source, Sharing) else None
         self._shelf = shelf
         self._limits = limits
         self._patience = patience
@@ -191,8 +192,8 @@ class Transfer:
             found = self._patience.work(lambda: self._source.promise(staged.file), self._halt)
             if found is not None:
                 staged.promise(found)
-        if isinstance(self._source, Sharing):
-            missing = tuple(self._source.order(staged.file, missing))
+        if self._sharing is not None:
+            missing = tuple(self._sharing.order(staged.file, missing))
         with self._changed:
             self._schedule.begun(job, missing)
             if len(missing) > 1:
@@ -265,7 +266,7 @@ class Transfer:
             if exc.cause is not Cause.INTEGRITY:
                 raise
             self._progress.verify_failed()
-            doubtful = self._source.doubt(staged.file) if isinstance(self._source, Sharing) else ()
+            doubtful = self._sharing.doubt(staged.file) if self._sharing is not None else ()
             if not staged.resumed and not doubtful:
                 staged.discard()
                 raise

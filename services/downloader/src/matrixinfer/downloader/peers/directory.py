@@ -129,7 +129,7 @@ class Peers:
         try:
             with self._asking.exchange("GET", self._url(peer, path), self._signed(path)) as answer:
                 if answer.status == 401:
-                    self.drop(peer, "it does not know our token, or one of the clocks is wrong")
+                    self._refused(peer)
                 body = answer.read(_DOCUMENT_BYTES)
                 return body if answer.status == 200 else None
         except (WireError, RedirectRefused) as exc:
@@ -179,6 +179,9 @@ class Peers:
             peer.dropped = True
             log.warning("peer_dropped", peer=peer.address, reason=reason, action="going on with others and the origin")
 
+    def _refused(self, peer: Peer) -> None:
+        self.drop(peer, "it does not know our token, or one of the clocks is wrong")
+
     def abort(self) -> None:
         """Wake up whoever waits for a peer."""
         self._asking.abort()
@@ -205,7 +208,7 @@ class Peers:
             with self._asking.exchange("GET", self._url(peer, path), self._signed(path)) as answer:
                 body, status = answer.read(_DOCUMENT_BYTES), answer.status
             if status == 401:
-                self.drop(peer, "it does not know our token, or one of the clocks is wrong")
+                self._refused(peer)
             document = json.loads(body) if status == 200 else {}
             fetching, count = document.get("fetching") is True, int(document.get("count", 0))
         except (WireError, RedirectRefused, ValueError, TypeError, AttributeError, OverflowError, RecursionError):
