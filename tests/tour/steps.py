@@ -369,12 +369,22 @@ ENGINES_OWN: Final[Mapping[str, Step]] = {
 STEPS: Final[Mapping[str, Step]] = {**OPENAI, **ANTHROPIC, **ENGINES_OWN}
 
 
-async def tour(url: str, model: str, steps: Mapping[str, Step] = STEPS, *, seconds: float = 60) -> dict[str, str]:
-    """Take the steps one after the other at `url`; returns a verdict for each: `ok`, or what went wrong in words."""
+async def tour(
+    url: str, model: str, steps: Mapping[str, Step] = STEPS, *, seconds: float = 60, keep_alive: bool = True
+) -> dict[str, str]:
+    """Take the steps one after the other at `url`; returns a verdict for each: `ok`, or what went wrong in words.
+
+    Without `keep_alive` each step has a connection of its own: for engines that close a kept one while it is used.
+    """
+    headers = {} if keep_alive else {"connection": "close"}
     async with AsyncExitStack() as stack:
         key = "sk-none"
-        for_openai = AsyncOpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=seconds)
-        for_anthropic = AsyncAnthropic(base_url=url, api_key=key, max_retries=0, timeout=seconds)
+        for_openai = AsyncOpenAI(
+            base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=seconds, default_headers=headers
+        )
+        for_anthropic = AsyncAnthropic(
+            base_url=url, api_key=key, max_retries=0, timeout=seconds, default_headers=headers
+        )
         at = Tourist(await stack.enter_async_context(for_openai), await stack.enter_async_context(for_anthropic), model)
         return {name: await _verdict(step, at) for name, step in steps.items()}
 
