@@ -109,22 +109,40 @@ def models_namespace(node: Node, suite: Suite, object_store: ObjectStore) -> str
     return NAMESPACE
 
 
-@pytest.fixture
-def life(node: Node, gateway: str, models_namespace: str, request: pytest.FixtureRequest) -> Iterator[Life]:
-    """A served Model on the simulator with two ready pods; deleted afterwards."""
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:28].strip("-")
-    life = Life(node, gateway, name)
-    model = manifest(name)
+def serve(life: Life) -> None:
+    """Apply the Model on the simulator and wait until the gateway answers from two ready pods."""
+    model = manifest(life.name)
     model["spec"]["backends"][0]["minReplicas"] = 2
     life.kubectl("apply", "-f", "-", stdin=orjson.dumps(model).decode())
-    life.wait("the Model to be active", lambda: life.condition("model", name, "Active").get("status") == "True")
+    life.wait("the Model to be active", lambda: life.condition("model", life.name, "Active").get("status") == "True")
+    life.kubectl("scale", life.infer(), "--replicas=2")
     life.wait_ready(2)
-    life.wait("the route", lambda: not ask(gateway, name, "hi").error, 30)
+    life.wait("the route", lambda: not ask(life.gateway, life.name, "hi").error, 30)
+
+
+@pytest.fixture
+def life(node: Node, gateway: str, models_namespace: str, request: pytest.FixtureRequest) -> Iterator[Life]:
+    """A Model of the test's own, served by two ready pods; its deletion goes on while the next test begins."""
+    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.removeprefix("test_").lower())[:28].strip("-")
+    life = Life(node, gateway, name)
+    serve(life)
     yield life
     life.kubectl("delete", "model", name, "--ignore-not-found", "--wait=true")
-    life.wait(
-        "the pods to be gone", lambda: not life.get("pods", "-l", f"registry.matrixinfer.ai/model-name={name}")["items"]
-    )
+
+
+@pytest.fixture(scope="module")
+def lasting(node: Node, gateway: str, models_namespace: str) -> Iterator[Life]:
+    """The Model that tests share which leave its settings alone."""
+    life = Life(node, gateway, "lasting")
+    yield life
+    life.kubectl("delete", "model", life.name, "--ignore-not-found", "--wait=true")
+
+
+@pytest.fixture
+def served(lasting: Life) -> Life:
+    """The shared Model with two ready pods, whatever the test before did to it."""
+    serve(lasting)
+    return lasting
 
 
 def test_the_whole_story_can_be_read(life: Life):
@@ -145,85 +163,85 @@ def test_the_whole_story_can_be_read(life: Life):
     assert "Normal" in described
 
 
-def test_a_pod_starts_on_the_verified_model_of_its_version(life: Life):
+def test_a_pod_starts_on_the_verified_model_of_its_version(served: Life):
     """The downloader in each pod ended with the digest that the ModelVersion recorded, and said so to its object."""
-    digest = life.get("modelversions")["items"][0]["status"]["digest"]
-    for pod in life.pods():
+    digest = served.get("modelversions")["items"][0]["status"]["digest"]
+    for pod in served.pods():
         ended = next(c for c in pod["status"]["initContainerStatuses"] if c["name"] == "downloader")["state"][
             "terminated"
         ]
         message = orjson.loads(ended["message"])
         assert (ended["exitCode"], message["outcome"], message["digest"]) == (0, "Ready", digest)
-        (served,) = [arguments for arguments in pod["spec"]["initContainers"] if arguments["name"] == "downloader"]
-        assert f"/models/versions/{NAMESPACE}/" in " ".join(served["args"])
-    assert "verified as sha256:" in life.kubectl("get", "events", "--field-selector", "reason=Downloaded")
+        (downloader,) = [each for each in pod["spec"]["initContainers"] if each["name"] == "downloader"]
+        assert f"/models/versions/{NAMESPACE}/" in " ".join(downloader["args"])
+    assert "verified as sha256:" in served.kubectl("get", "events", "--field-selector", "reason=Downloaded")
 
 
-def test_the_official_client_streams_and_lists(life: Life):
-    client = OpenAI(base_url=f"{life.gateway}/v1", api_key="unused", max_retries=0, timeout=30)
-    assert life.name in [model.id for model in client.models.list()]
+def test_the_official_client_streams_and_lists(served: Life):
+    client = OpenAI(base_url=f"{served.gateway}/v1", api_key="unused", max_retries=0, timeout=30)
+    assert served.name in [model.id for model in client.models.list()]
     question = [{"role": "user", "content": "hi"}]
-    whole = client.chat.completions.create(model=life.name, messages=question, max_tokens=8)
+    whole = client.chat.completions.create(model=served.name, messages=question, max_tokens=8)
     assert whole.choices[0].message.content
-    pieces = list(client.chat.completions.create(model=life.name, messages=question, max_tokens=8, stream=True))
+    pieces = list(client.chat.completions.create(model=served.name, messages=question, max_tokens=8, stream=True))
     assert "".join(p.choices[0].delta.content or "" for p in pieces if p.choices)
 
 
-def test_a_deleted_pod_is_replaced_and_no_request_is_lost(life: Life):
-    with Traffic.flowing(life.gateway, life.name) as traffic:
+def test_a_deleted_pod_is_replaced_and_no_request_is_lost(served: Life):
+    with Traffic.flowing(served.gateway, served.name) as traffic:
         traffic.wait_for_more(10)
-        victim = life.ready_pods()[0]["metadata"]["name"]
-        life.kubectl("delete", "pod", victim, "--wait=false")
-        life.wait("the replacement", lambda: len(life.ready_pods()) == 2)
+        victim = served.ready_pods()[0]["metadata"]["name"]
+        served.kubectl("delete", "pod", victim, "--wait=false")
+        served.wait("the replacement", lambda: len(served.ready_pods()) == 2)
         traffic.wait_for_more(10)
     assert traffic.failures == []
 
 
-def test_a_crashed_engine_is_recovered(life: Life):
+def test_a_crashed_engine_is_recovered(served: Life):
     """The kubelet restarts the container; a pod that is not ready again within the grace period is replaced."""
-    kill_engine(life)
-    assert not ask(life.gateway, life.name, "hi").error
+    kill_engine(served)
+    assert not ask(served.gateway, served.name, "hi").error
 
 
 @pytest.mark.parametrize("service", CONTROLLERS)
-def test_streams_outlive_the_death_of_a(life: Life, service: str):
+def test_streams_outlive_the_death_of_a(served: Life, service: str):
     """A controller that dies with SIGKILL takes no request with it, and repairs what went wrong meanwhile."""
-    with Traffic.flowing(life.gateway, life.name) as traffic:
+    with Traffic.flowing(served.gateway, served.name) as traffic:
         traffic.wait_for_more(5)
-        pod = read(life.node, "pods", "-n", SYSTEM_NAMESPACE, "-l", f"app.kubernetes.io/name={service}")["items"][0]
-        life.node.kill_container(pod["metadata"]["name"], SYSTEM_NAMESPACE, service)
-        life.wait(f"{service} to come back", lambda: available(life.node, service))
+        pod = read(served.node, "pods", "-n", SYSTEM_NAMESPACE, "-l", f"app.kubernetes.io/name={service}")["items"][0]
+        served.node.kill_container(pod["metadata"]["name"], SYSTEM_NAMESPACE, service)
+        served.wait(f"{service} to come back", lambda: available(served.node, service))
         traffic.wait_for_more(5)
     assert traffic.failures == []
-    life.kubectl("scale", life.infer(), "--replicas=3")
-    life.wait_ready(3)
+    served.kubectl("scale", served.infer(), "--replicas=3")
+    served.wait_ready(3)
 
 
-def test_the_suite_outlives_a_restart_of_the_api_server(life: Life):
+def test_the_suite_outlives_a_restart_of_the_api_server(served: Life):
     """Streams go on; every controller finds its way back and works."""
-    with Traffic.flowing(life.gateway, life.name) as traffic:
+    with Traffic.flowing(served.gateway, served.name) as traffic:
         traffic.wait_for_more(5)
-        life.node.restart("kube-apiserver", hard=True)
+        served.node.restart("kube-apiserver", hard=True)
         traffic.wait_for_more(5)
-        life.wait("kubectl scale", lambda: succeeds(lambda: life.kubectl("scale", life.infer(), "--replicas=3")))
-        life.wait_ready(3)
+        served.wait("kubectl scale", lambda: succeeds(lambda: served.kubectl("scale", served.infer(), "--replicas=3")))
+        served.wait_ready(3)
     assert traffic.failures == []
-    assert len({p["metadata"]["name"] for p in life.pods()}) == 3
+    assert len({p["metadata"]["name"] for p in served.pods()}) == 3
 
 
-def test_a_gateway_that_dies_comes_back(life: Life):
-    pod = read(life.node, "pods", "-n", SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/name=gateway")["items"][0]
-    life.node.kill_container(pod["metadata"]["name"], SYSTEM_NAMESPACE, "gateway")
-    life.wait("an answer", lambda: not ask(life.gateway, life.name, "hi").error)
+def test_a_gateway_that_dies_comes_back(served: Life):
+    pod = read(served.node, "pods", "-n", SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/name=gateway")["items"][0]
+    served.node.kill_container(pod["metadata"]["name"], SYSTEM_NAMESPACE, "gateway")
+    served.wait("an answer", lambda: not ask(served.gateway, served.name, "hi").error)
 
 
-def test_scaling_by_hand_up_and_down_loses_no_request(life: Life):
-    with Traffic.flowing(life.gateway, life.name) as traffic:
-        life.kubectl("scale", life.infer(), "--replicas=3")
-        life.wait_ready(3)
+def test_scaling_by_hand_up_and_down_loses_no_request(served: Life):
+    with Traffic.flowing(served.gateway, served.name) as traffic:
+        served.kubectl("scale", served.infer(), "--replicas=3")
+        served.wait_ready(3)
         traffic.wait_for_more(10)
-        life.kubectl("scale", life.infer(), "--replicas=2")
-        life.wait_ready(2)
+        served.kubectl("scale", served.infer(), "--replicas=2")
+        served.wait_ready(2)
         traffic.wait_for_more(10)
     assert traffic.failures == []
 
@@ -267,14 +285,14 @@ def test_a_thousand_streams_survive_everything_at_once(life: Life):
     assert [answer for answer in unplanned.failures if not answer.text] == []
 
 
-def test_what_someone_deletes_or_changes_by_hand_is_repaired(life: Life):
-    life.kubectl("delete", "modelserver", f"{life.name}-sim")
-    life.kubectl("delete", "modelroute", life.name)
-    life.wait(
+def test_what_someone_deletes_or_changes_by_hand_is_repaired(served: Life):
+    served.kubectl("delete", "modelserver", f"{served.name}-sim")
+    served.kubectl("delete", "modelroute", served.name)
+    served.wait(
         "both to be back",
-        lambda: succeeds(lambda: life.kubectl("get", f"modelserver/{life.name}-sim", f"modelroute/{life.name}")),
+        lambda: succeeds(lambda: served.kubectl("get", f"modelserver/{served.name}-sim", f"modelroute/{served.name}")),
     )
-    life.wait("an answer", lambda: not ask(life.gateway, life.name, "hi").error, 30)
+    served.wait("an answer", lambda: not ask(served.gateway, served.name, "hi").error, 30)
 
 
 def test_deleting_the_model_leaves_nothing(life: Life):
@@ -289,15 +307,15 @@ def test_deleting_the_model_leaves_nothing(life: Life):
     assert ask(life.gateway, life.name, "hi").status == 404
 
 
-def test_a_steady_cluster_writes_nothing(life: Life):
+def test_a_steady_cluster_writes_nothing(served: Life):
     """For a minute no service writes anything but its lease."""
-    # A route's status tells the traffic of the last minute, so a cluster is steady that long after its last request.
-    time.sleep(100)
-    start = life.node.audit_log.stat().st_size
+    served.wait("the first request to be told", lambda: bool(told_traffic(served.get("modelroutes")["items"])))
+    served.wait("the last minute's figures to lapse", lambda: not told_traffic(served.get("modelroutes")["items"]))
+    start = served.node.audit_log.stat().st_size
     time.sleep(60)
     writes = [
         f"{e['user']['username']} {e['verb']} {e['requestURI']}"
-        for e in events(life.node, start)
+        for e in events(served.node, start)
         if e["verb"] not in {"get", "list", "watch"}
         and e["objectRef"]["resource"] not in {"leases", "tokenreviews", "subjectaccessreviews"}
         and f":{SYSTEM_NAMESPACE}:" in e["user"]["username"]
@@ -452,6 +470,11 @@ def test_a_private_model_of_a_hub_is_fetched_at_its_commit(node: Node, gateway: 
     assert version["totalBytes"] > len(WEIGHTS)
     life.kubectl("delete", "model", "hubbed", "--wait=true")
     life.kubectl("delete", "pod,service,secret,configmap", "-l", "app=hub")
+
+
+def told_traffic(routes: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What the status of the routes tells of requests in the last minute."""
+    return [target for route in routes for target in route["status"].get("targets", []) if target.get("requests")]
 
 
 def available(node: Node, service: str) -> bool:
