@@ -104,3 +104,10 @@ def test_when_the_one_that_fetches_dies_another_goes_on(folders: dict[str, str],
     assert sorted(outcome["codes"])[-2:] == [0, 0]
     assert outcome["bytes"] <= TOTAL + LOST_BY_A_KILL
     assert content(Path(folders["cache"]) / "versions" / "m") == MODEL
+
+
+def test_a_download_that_is_short_loads_nothing_that_takes_longer() -> None:
+    code = "import sys, matrixinfer.downloader.__main__; print(*sorted(sys.modules))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    forbidden = {"aiohttp", "awscrt", "botocore", "httpx2", "huggingface_hub", "kubernetes_asyncio"}
+    assert forbidden & set(loaded) == set()

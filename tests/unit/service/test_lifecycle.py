@@ -26,11 +26,13 @@ def settings(**changes: object) -> ServiceSettings:
     return ServiceSettings.model_validate(values)
 
 
-async def served(main: Main, *, registry: CollectorRegistry | None = None, **changes: object) -> int:
+async def served(
+    main: Main, *, registry: CollectorRegistry | None = None, admin_after_seconds: float = 0.0, **changes: object
+) -> int:
     lifecycle = Lifecycle("relay", settings(**changes))
     page = partial(metrics.render, registry or CollectorRegistry())
     async with asyncio.timeout(5):
-        return await serve(lifecycle, main, metrics_page=page)
+        return await serve(lifecycle, main, metrics_page=page, admin_after_seconds=admin_after_seconds)
 
 
 async def get(lifecycle: Lifecycle, path: str) -> tuple[int, str]:
@@ -202,3 +204,35 @@ async def test_the_probe_sees_what_the_kubelet_sees() -> None:
 
     await served(main)
     assert seen == [False, True]
+
+
+async def test_a_process_that_ends_sooner_never_opens_a_late_admin_port() -> None:
+    async def main(lifecycle: Lifecycle) -> None:
+        assert lifecycle.admin_port is None
+
+    assert await served(main, admin_after_seconds=60) == ExitCode.OK
+
+
+async def test_a_late_admin_port_opens_beside_the_work() -> None:
+    async def main(lifecycle: Lifecycle) -> None:
+        while lifecycle.admin_port is None:
+            await asyncio.sleep(0.001)
+        assert (await get(lifecycle, "/livez"))[0] == 200
+
+    assert await served(main, admin_after_seconds=0.001) == ExitCode.OK
+
+
+async def test_an_exit_beside_a_late_admin_port_keeps_its_code() -> None:
+    async def main(_lifecycle: Lifecycle) -> None:
+        raise Exit(ExitCode.LEASE_LOST, "another replica leads")
+
+    assert await served(main, admin_after_seconds=60) == ExitCode.LEASE_LOST
+
+
+async def test_a_late_admin_port_that_is_needed_and_taken_ends_the_process() -> None:
+    async def main(lifecycle: Lifecycle) -> None:
+        await lifecycle.stopping.wait()
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        code = await served(main, admin_after_seconds=0.001, admin_port=taken.getsockname()[1])
+    assert code == ExitCode.MISCONFIGURED

@@ -6,27 +6,17 @@ one thing. Nothing here changes anything, and nothing here is for the outside: t
 the cluster.
 """
 
-import asyncio
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import orjson
 from aiohttp import web
 
 from matrixinfer.service.health import Checks, Verdict
+from matrixinfer.service.pages import Lookup, MetricsPage, Page
 
-__all__ = ["AdminServer", "Lookup", "MetricsPage", "Page", "task_page"]
-
-MetricsPage: TypeAlias = Callable[[Mapping[str, str]], tuple[bytes, str]]
-"""Takes the request headers, returns body and content type of /metrics."""
-
-Page: TypeAlias = Callable[[], object]
-"""Returns what a debug page shows: anything that has a JSON form."""
-
-Lookup: TypeAlias = Callable[[str], Awaitable[object | None]]
-"""Returns what a debug page shows of one thing, by its name; None when there is no such thing."""
+__all__ = ["AdminServer"]
 
 _SHUTDOWN_SECONDS = 1.0
 
@@ -81,14 +71,6 @@ class AdminServer:
         lookup = self.lookups.get(name)
         found = None if lookup is None else await lookup(asked)
         return _json({"error": f"nothing is known of {asked!r}"}, status=404) if found is None else _json(found)
-
-
-def task_page() -> object:
-    """Every asyncio task and the line it waits at: the first thing to read when something hangs."""
-    return [
-        {"name": task.get_name(), "waits_at": [f"{f.f_code.co_qualname}:{f.f_lineno}" for f in task.get_stack(limit=4)]}
-        for task in asyncio.all_tasks()
-    ]
 
 
 def _health(checks: Checks) -> Callable[[web.Request], Awaitable[web.Response]]:

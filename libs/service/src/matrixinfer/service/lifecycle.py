@@ -14,7 +14,7 @@ import resource
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import NoReturn, TypeVar
 
@@ -22,12 +22,12 @@ import uvloop
 from prometheus_client import REGISTRY
 
 from matrixinfer.service import logging, metrics
-from matrixinfer.service.admin import AdminServer, Lookup, MetricsPage, Page, task_page
 from matrixinfer.service.build import build_version
 from matrixinfer.service.clock import monotonic
 from matrixinfer.service.exits import Exit, ExitCode
 from matrixinfer.service.health import Check, Checks
 from matrixinfer.service.logging import get_logger
+from matrixinfer.service.pages import Lookup, MetricsPage, Page, task_page
 from matrixinfer.service.settings import ServiceSettings, SettingsError, load
 
 __all__ = ["Lifecycle", "run", "run_from_environment", "serve"]
@@ -103,12 +103,13 @@ def run(
     metrics_page: MetricsPage | None = None,
     secrets: Iterable[str] = (),
     admin_required: bool = True,
+    admin_after_seconds: float = 0.0,
 ) -> NoReturn:
     """Run `main` until it returns or the process is told to stop, then exit; never returns (raises SystemExit).
 
     `metrics_page` replaces the default registry's page (a multi-process service). `secrets` are masked in every log
-    line. With `admin_required=False` a taken admin port is logged and lived without. Exit codes: `ExitCode`,
-    or the code of the `Exit` that main raised.
+    line. With `admin_required=False` a taken admin port is logged and lived without; with `admin_after_seconds` a
+    process that ends sooner never opens it. Exit codes: `ExitCode`, or the code of the `Exit` that main raised.
     """
     logging.configure(service, settings.log_level, secrets=secrets)
     faulthandler.enable()
@@ -126,6 +127,7 @@ def run(
                 main,
                 metrics_page=metrics_page or partial(metrics.render, REGISTRY),
                 admin_required=admin_required,
+                admin_after_seconds=admin_after_seconds,
             )
         )
     log.info("service_stopped", code=code, seconds=round(monotonic() - began, 3))
@@ -158,11 +160,13 @@ async def serve(
     *,
     metrics_page: MetricsPage,
     admin_required: bool = True,
+    admin_after_seconds: float = 0.0,
 ) -> int:
     """The part of `run` inside the loop: admin port, signals, main, drain. Returns the exit code."""
+    admin = partial(_admin, lifecycle, metrics_page, required=admin_required)
     try:
         # Signals first: whoever sees the admin port may already send one.
-        async with _signals(lifecycle) as second_signal, _admin(lifecycle, metrics_page, required=admin_required):
+        async with _signals(lifecycle) as second_signal, _later(admin_after_seconds, admin):
             return await _run_main(lifecycle, main, second_signal)
     except Exception as exc:
         # The last stop of every error: one log line, and the exit code.
@@ -204,7 +208,31 @@ async def _run_main(
 
 
 @asynccontextmanager
+async def _later(seconds: float, what: Callable[[], AbstractAsyncContextManager[None]]) -> AsyncIterator[None]:
+    """Hold `what` from now on, or beside what goes on meanwhile from so many seconds on."""
+    if not seconds:
+        async with what():
+            yield
+        return
+
+    async def held() -> None:
+        await asyncio.sleep(seconds)
+        async with what():
+            await asyncio.Event().wait()
+
+    async with asyncio.TaskGroup() as tasks:
+        holding = tasks.create_task(held(), name="admin")
+        try:
+            yield
+        finally:
+            holding.cancel()
+
+
+@asynccontextmanager
 async def _admin(lifecycle: Lifecycle, page: MetricsPage, *, required: bool) -> AsyncIterator[None]:
+    # Loaded here because its HTTP library takes a third of the time that a short process takes to start.
+    from matrixinfer.service.admin import AdminServer
+
     host, port = lifecycle.settings.admin_host, lifecycle.settings.admin_port
     server = AdminServer(
         live=lifecycle.live, ready=lifecycle.ready, metrics=page, pages=lifecycle.pages, lookups=lifecycle.lookups

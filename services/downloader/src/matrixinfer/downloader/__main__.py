@@ -4,13 +4,15 @@ import sys
 from collections.abc import Sequence
 
 from matrixinfer.downloader import app
-from matrixinfer.downloader.cli import parse_arguments
+from matrixinfer.downloader.cli import ServeArguments, parse_arguments
 from matrixinfer.downloader.settings import DownloaderSettings
 from matrixinfer.service import logging
 from matrixinfer.service.exits import ExitCode
 from matrixinfer.service.lifecycle import run
 from matrixinfer.service.logging import get_logger
 from matrixinfer.service.settings import SettingsError, load
+
+_SHORT_SECONDS = 2.0
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -29,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         secrets=settings.secrets,
         # Another process of this kind may run in the same network: it must not keep a model from coming.
         admin_required=False,
+        # What finds its model on the volume is done before anybody could look.
+        admin_after_seconds=0.0 if isinstance(arguments, ServeArguments) else _SHORT_SECONDS,
     )
 
 
