@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import random
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,22 +12,26 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from tests.integration.downloader_forks import Fork
+
 from matrixinfer.downloader.core.sharing import whole_range
 
 TOKEN = "the token of a namespace"
 PREFIX = "MATRIXINFER_DOWNLOADER_"
-PART_BYTES = 1 << 15
+PART_BYTES = 1 << 13
 FILES = {
     "config.json": b"{}",
     "model-1.safetensors": random.Random(1).randbytes(160 * PART_BYTES + 777),
     "model-2.safetensors": random.Random(2).randbytes(80 * PART_BYTES),
-    **{f"small/{index}.json": random.Random(index).randbytes(9000) for index in range(10)},
+    **{f"small/{index}.json": random.Random(index).randbytes(3000) for index in range(10)},
 }
 TOTAL = sum(map(len, FILES.values()))
 
 
 class Quiet(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Else each answer of two small pieces waits for an acknowledgement that is late on purpose.
+    disable_nagle_algorithm = True
 
     def log_message(self, *_: object) -> None:
         pass
@@ -118,8 +120,8 @@ class Node:
     peers: Callable[[], str]
     settings: dict[str, str] = field(default_factory=dict)
     port: int = 0
-    server: subprocess.Popen[str] | None = None
-    fetcher: subprocess.Popen[str] | None = None
+    server: Fork | None = None
+    fetcher: Fork | None = None
     log: str = ""
 
     @property
@@ -132,8 +134,7 @@ class Node:
 
     def serve(self) -> None:
         self.server = self._started("serve", "--cache", str(self.volume), PEER_PORT="0", SERVE_HOST=self.host)
-        assert self.server.stdout is not None
-        self.port = next(line["port"] for line in map(json.loads, self.server.stdout) if line["event"] == "serving")
+        self.port = next(line["port"] for line in map(json.loads, self.server.output) if line["event"] == "serving")
 
     def fetch(self, **settings: str) -> None:
         output = str(self.volume / "versions" / "m")
@@ -143,14 +144,13 @@ class Node:
 
     def outcome(self) -> int:
         assert self.fetcher is not None
-        self.log, _ = self.fetcher.communicate(timeout=90)
-        return self.fetcher.returncode
+        self.log = self.fetcher.output.read().decode()
+        return self.fetcher.end()
 
     def kill(self) -> None:
         for process in (self.server, self.fetcher):
             if process is not None:
                 process.kill()
-                process.communicate()
         self.server = self.fetcher = None
 
     def events(self, name: str) -> list[dict[str, object]]:
@@ -161,11 +161,11 @@ class Node:
         model = self.volume / "versions" / "m"
         return {path: (model / path).read_bytes() for path in FILES if (model / "READY").exists()}
 
-    def _started(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
+    def _started(self, *arguments: str, **settings: str) -> Fork:
         given = {
             "PEER_TOKEN": TOKEN,
             "PART_BYTES": str(PART_BYTES),
-            "BUFFER_BYTES": str(1 << 14),
+            "BUFFER_BYTES": str(1 << 12),
             "RESERVE_BYTES": "0",
             "ADMIN_HOST": "127.0.0.1",
             "ADMIN_PORT": "0",
@@ -173,13 +173,8 @@ class Node:
             **self.settings,
             **settings,
         }
-        return subprocess.Popen(
-            [sys.executable, "-m", "matrixinfer.downloader", *arguments],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "POD_IP": self.host, **{PREFIX + name: value for name, value in given.items()}},
-        )
+        named = {PREFIX + name: value for name, value in given.items()}
+        return Fork(arguments, {**os.environ, "POD_IP": self.host, **named})
 
 
 class FalsePeer(Loopback):
@@ -228,7 +223,7 @@ class _FalseHandler(Quiet):
             self.answer(404, b"")
 
     def send_slowly(self, body: bytes) -> None:
-        step = 4096 if self.server.bytes_per_second else len(body)
+        step = 1024 if self.server.bytes_per_second else len(body)
         for start in range(0, len(body), step):
             self.wfile.write(body[start : start + step])
             if self.server.bytes_per_second:

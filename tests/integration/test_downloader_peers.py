@@ -52,7 +52,7 @@ def nodes(origin: Origin, tmp_path: Path) -> Iterator[BUILD]:
 
 def test_nodes_that_start_together_fetch_about_one_model_between_them(nodes: BUILD, origin: Origin) -> None:
     four = nodes(4)
-    origin.bytes_per_second = 200 << 10
+    origin.bytes_per_second = 50 << 10
     for node in four:
         node.fetch()
     assert [node.outcome() for node in four] == [0] * 4, four[0].log
@@ -106,7 +106,7 @@ def test_a_peer_that_lies_is_dropped_and_nothing_it_said_stays(nodes: BUILD, ori
 
 
 def test_a_peer_that_dawdles_is_dropped(nodes: BUILD, origin: Origin) -> None:
-    dawdler = FalsePeer(bytes_per_second=20_000)
+    dawdler = FalsePeer(bytes_per_second=5_000)
     with running(dawdler):
         (node,) = nodes(1, also=(dawdler.address,), PEER_PATIENCE_SECONDS="2")
         began = time.monotonic()
