@@ -74,7 +74,7 @@ verify: checks unit  ## generated files, ruff, mypy, import contracts, unit and 
 
 .PHONY: test
 test: setup cluster unit  ## every test but the benches
-	@$(VENV)/bin/pytest tests/conformance tests/integration -q
+	@$(VENV)/bin/pytest tests/conformance tests/integration -q -n 2 --dist loadgroup
 	@$(VENV)/bin/pytest tests/e2e -q -p no:randomly
 
 SECONDS ?= 60

@@ -28,10 +28,16 @@ ROOT = repository()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever uses a control plane is marked, so that `-m "not integration"` leaves it out."""
+    """Whatever uses a control plane is marked, so that `-m "not integration"` leaves it out.
+
+    Tests that run services take turns anyway, so one worker of a run gets them all and none waits for another's.
+    """
     for item in items:
-        if "bare_control_plane" in getattr(item, "fixturenames", ()):
+        fixtures = getattr(item, "fixturenames", ())
+        if "bare_control_plane" in fixtures:
             item.add_marker(pytest.mark.integration)
+        if "service_process" in fixtures:
+            item.add_marker(pytest.mark.xdist_group("services"))
 
 
 @pytest.fixture(scope="session")
