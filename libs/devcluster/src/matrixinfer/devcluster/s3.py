@@ -31,7 +31,7 @@ def command(program: Path, address: str, folder: Path) -> list[str]:
     """Return the server's command line; the root user's keys come by environment (see `ObjectStore.server_env`)."""
     # Checksums go to a sidecar folder: not every file system keeps extended attributes.
     backend = ["posix", "--sidecar", str(folder / "metadata"), str(folder / "buckets")]
-    return [str(program), "--port", address, "--region", REGION, "--quiet", *backend]
+    return [str(program), "--port", address, "--region", REGION, "--quiet", "--keep-alive", *backend]
 
 
 @dataclass(frozen=True, slots=True)
