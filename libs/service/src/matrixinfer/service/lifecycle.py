@@ -8,6 +8,7 @@ ignores `stopping` must not hold the pod for ever, so it is cancelled after `dra
 
 import asyncio
 import faulthandler
+import gc
 import os
 import platform
 import resource
@@ -120,6 +121,8 @@ def run(
         "service_started", version=build_version(), python=platform.python_version(), pid=os.getpid(), nofile=nofile
     )
     began = monotonic()
+    # What was loaded stays loaded: no collection need look at it again.
+    gc.freeze()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(
             serve(
