@@ -15,7 +15,7 @@ from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.verify import Algorithm, Expected
 from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.staging import StagedFile
-from matrixinfer.downloader.workspace import Workspace, prepare
+from matrixinfer.downloader.workspace import Workspace, prepare, prepare_cache
 
 CONTENT = random.Random(7).randbytes(1000)
 PART = 100
@@ -234,3 +234,11 @@ def test_what_others_brought_is_fetched_again_and_nothing_else(workspace: Worksp
     for part in staged.missing:
         write(staged, part)
     assert staged.finish().sha256 == hashlib.sha256(CONTENT).hexdigest()
+
+
+def test_a_file_of_one_part_needs_no_journal_where_it_is_kept_at_once(tmp_path: Path) -> None:
+    workspaces = (prepare(tmp_path / "plain"), prepare_cache(tmp_path / "cache", "origin"))
+    small = file(CONTENT[:PART])
+    for workspace in workspaces:
+        write(opened(workspace, small), Part(0, PART))
+    assert [workspace.journal(small.path).exists() for workspace in workspaces] == [True, False]

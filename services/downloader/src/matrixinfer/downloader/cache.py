@@ -129,9 +129,7 @@ class Cache:
             self.workspace.journal(file.path).unlink(missing_ok=True)
             promised = file.expected
             if file.version and not (promised and promised.algorithm is Algorithm.SHA256 and not promised.part_bytes):
-                note = self._note(file)
-                note.parent.mkdir(exist_ok=True)
-                note.write_text(verified.sha256)
+                self._note(file).write_text(verified.sha256)
 
     def publish(self, ready: Ready) -> None:
         """Make the folder of the model, note that it answers the request, and lead the output to it."""
@@ -203,7 +201,7 @@ class Cache:
         return f"sha256:{link.readlink().name}" if link.is_symlink() else ""
 
     def _blob(self, sha256: str) -> Path:
-        return self._root / "blobs" / sha256
+        return self._root / f"blobs/{sha256}"
 
     def _folder(self, digest: str) -> Path:
         return self._root / "models" / digest.removeprefix("sha256:")
@@ -219,8 +217,9 @@ class Cache:
             folders = {made}
             for file in ready.files:
                 path = made / file.path
-                path.parent.mkdir(parents=True, exist_ok=True)
-                folders.update(p for p in path.parents if p.is_relative_to(made))
+                if path.parent not in folders:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    folders.update(p for p in path.parents if p.is_relative_to(made))
                 self._link(file, path)
             for folder in folders:
                 fsync_folder(folder)
@@ -290,7 +289,7 @@ class Cache:
             yield from (p for p in sorted(self._root.iterdir()) if p.name not in ours and p.is_dir())
 
     def _note(self, file: SourceFile) -> Path:
-        return self._own / "known" / self._request.file_key(file.path, file.size, file.version)
+        return self._own / f"known/{self._request.file_key(file.path, file.size, file.version)}"
 
     def _known(self, file: SourceFile) -> str:
         try:

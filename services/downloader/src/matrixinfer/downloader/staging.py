@@ -203,6 +203,9 @@ class StagedFile:
                 self._hashed += len(chunk)
 
     def _note(self, part: Part, checksum: int) -> None:
+        if self.in_one_part and self._published is None:
+            # It goes to the shelf as soon as it is complete: there is never anything to take up.
+            return
         if self._noted < 0:
             # A file of one part has nothing to take up until it is complete, so its journal begins then.
             noted = _opened(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)

@@ -44,11 +44,11 @@ class Workspace:
 
     def staged(self, path: str) -> Path:
         """Where a file grows."""
-        return self.work / "staging" / path
+        return self.work / f"staging/{path}"
 
     def journal(self, path: str) -> Path:
         """Where the finished parts of a file are noted."""
-        return self.work / "journal" / sha256(path.encode()).hexdigest()[:32]
+        return self.work / f"journal/{sha256(path.encode()).hexdigest()[:32]}"
 
     def published(self, path: str) -> Path | None:
         """Where a file ends up; None when its name does not say that."""
@@ -88,7 +88,7 @@ def prepare_cache(root: Path, origin_key: str) -> Workspace:
     """Make the folders of a cache and of one origin in it, and try that they can be written."""
     with volume_errors(root):
         work = root / WORK_PREFIX / origin_key
-        for folder in (root / "blobs", root / "models", work):
+        for folder in (root / "blobs", root / "models", root / WORK_PREFIX / "known", work):
             folder.mkdir(parents=True, exist_ok=True)
         _try_rename(work, root / "blobs")
         return Workspace(None, work)
