@@ -272,6 +272,10 @@ class Attempts:
 
     async def _connect(self, endpoint: Endpoint, peer: Peer, ends_at: float) -> UpstreamConnection | Outcome:
         """Open a connection, within the time of the request and the life of the pod."""
+        # Behind a turn of the loop this is a task (`wire.running`), which a timeout needs to be in.
+        await asyncio.sleep(0)
+        if endpoint.uid in self._gone:
+            return _GONE
         limits = self._connecting[endpoint.uid]
         try:
             async with asyncio.timeout_at(ends_at) as limit:

@@ -8,9 +8,9 @@ both, so that either can stand in for the other.
 import asyncio
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final, Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 
 from matrixinfer.gateway.wire.message import Exchange, Headers, Refusal, response_head
 
@@ -54,7 +54,7 @@ class InletLimits:
     write_buffer_bytes: int = 256 * 1024
 
 
-Answerer: TypeAlias = Callable[[Exchange], Awaitable[None]]
+Answerer: TypeAlias = Callable[[Exchange], Coroutine[Any, Any, None]]
 """Answers one exchange. Must not raise; is cancelled when the client leaves."""
 
 Refuser: TypeAlias = Callable[[Refusal], tuple[Headers, bytes]]

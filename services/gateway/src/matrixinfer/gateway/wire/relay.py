@@ -18,6 +18,7 @@ from matrixinfer.gateway.core.hiddenusage import HiddenUsage
 from matrixinfer.gateway.core.retry import HELD_STATUSES, Failure
 from matrixinfer.gateway.core.usage import END_BYTES
 from matrixinfer.gateway.wire.message import Exchange, Headers, end_to_end, header
+from matrixinfer.gateway.wire.running import Ending
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 
 __all__ = ["Deadlines", "Held", "Outcome", "Relay", "is_event_stream"]
@@ -115,7 +116,7 @@ class Relay:
         `hidden` takes out of a stream what the client did not ask for.
         """
         loop = asyncio.get_running_loop()
-        self.outcome: asyncio.Future[Outcome] = loop.create_future()
+        self.outcome: Ending[Outcome] = Ending(loop=loop)
         self.status: int | None = None
         self.content_type = b""
         self.first_body_at: float | None = None
@@ -153,10 +154,10 @@ class Relay:
 
     def stop(self) -> None:
         """Give the attempt up, whatever its state: the engine stops working on it."""
+        self._over()
         if not self.outcome.done():
             self._connection.abort()
-            self.outcome.cancel()
-        self._over()
+            self.outcome.give_up()
 
     def endpoint_gone(self) -> None:
         """The pod does not exist any more: no byte can come from it."""
@@ -234,7 +235,7 @@ class Relay:
     # -- from the client ------------------------------------------------------------------------------------------
 
     def client_gone(self) -> None:
-        """Abort the engine's work in this very moment; the handler's task is being cancelled."""
+        """Abort the engine's work in this very moment, and with it whoever waits for the answer."""
         self.stop()
 
     def client_paused(self) -> None:
@@ -279,8 +280,7 @@ class Relay:
 
     def _end(self, outcome: Outcome) -> None:
         self._over()
-        if not self.outcome.done():
-            self.outcome.set_result(outcome)
+        self.outcome.settle(outcome)
 
     def _over(self) -> None:
         self._timer.cancel()

@@ -17,6 +17,7 @@ from matrixinfer.gateway.wire.exchange import ClientExchange
 from matrixinfer.gateway.wire.inlet import CONTINUE, LINGER_SECONDS, REFUSED_AT_A_TIME, BaseInlet, body_allowance
 from matrixinfer.gateway.wire.judge import Head, judge
 from matrixinfer.gateway.wire.message import Refusal, Request
+from matrixinfer.gateway.wire.running import Running
 from matrixinfer.service.logging import get_logger
 
 __all__ = ["HttpInlet"]
@@ -62,9 +63,10 @@ class _Connection(asyncio.Protocol):
         "_peer",
         "_pieces",
         "_queue",
+        "_running",
         "_started",
+        "_starting",
         "_target",
-        "_task",
         "_timer",
         "_transport",
         "_unparsed",
@@ -81,8 +83,10 @@ class _Connection(asyncio.Protocol):
         self._queue: list[Request | Refusal] = []
         self._is_slow = False
         self._exchange: ClientExchange | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._running: Running | None = None
         self._busy = False
+        # Within `_answer_next`, where answers may be over as soon as they are begun.
+        self._starting = False
         self._close_after = False
         self._lingering = False
         self._paused_reading = False
@@ -117,6 +121,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
         elif surplus > 0:
             self._refuse(503, "Too many connections; try again in a moment.")
+            self._answer_next()
         else:
             # The first head of a connection must come as fast as any other head.
             self._expect_within(self.inlet.limits.head_seconds)
@@ -130,8 +135,8 @@ class _Connection(asyncio.Protocol):
         self.inlet.left(self)
         if self._exchange is not None:
             self._exchange.lost()
-        if self._task is not None:
-            self._task.cancel()
+        if self._running is not None:
+            self._running.cancel()
         # Parser and protocol point at each other; without this every connection waits for the garbage collector.
         self._parser = None
 
@@ -158,8 +163,6 @@ class _Connection(asyncio.Protocol):
         if self._unparsed:
             self._unparsed += data
             return
-        if self._head is None and not self._unproductive_bytes and not self._busy:
-            self._expect_within(self.inlet.limits.head_seconds)
         self._take(data)
 
     def _take(self, data: bytes) -> None:
@@ -171,10 +174,15 @@ class _Connection(asyncio.Protocol):
             step = self._slice_bytes()
             piece = data[at : at + step] if at or size > step else data
             at += len(piece)
+            if self._head is None and not self._unproductive_bytes and not self._busy:
+                self._expect_within(self.inlet.limits.head_seconds)
             self._unproductive_bytes += len(piece)
             self._feed(piece)
             if not self._close_after:
                 self._judge_progress()
+            # Not from within the parser, which must not be fed again before it has returned.
+            if self._queue:
+                self._answer_next()
         if not self._paused_reading and (self._unparsed or len(self._queue) > 1):
             self._paused_reading = True
             self._transport.pause_reading()
@@ -238,7 +246,7 @@ class _Connection(asyncio.Protocol):
             return
         self._head = head
         self._unproductive_bytes = 0
-        if not self._busy:
+        if not self._busy and not self._queue:
             self._await_body(head)
 
     def on_body(self, data: bytes) -> None:
@@ -271,7 +279,6 @@ class _Connection(asyncio.Protocol):
         self._close_after = not head.keep_alive
         self._queue.append(self._request(head))
         self._begin_message()
-        self._next()
 
     # -- parsing --------------------------------------------------------------------------------------------------
 
@@ -338,37 +345,41 @@ class _Connection(asyncio.Protocol):
         self._unparsed = b""
         self.give_back(self._body_bytes)
         self._begin_message()
-        self._next()
 
-    def _next(self) -> None:
-        if self._busy or not self._queue or self._transport.is_closing():
+    def _answer_next(self) -> None:
+        """Answer what is queued until an answer takes its time; then be ready for more."""
+        if self._busy or self._starting:
             return
-        item = self._queue.pop(0)
-        if isinstance(item, Refusal):
-            self._answer_refusal(item)
-            return
+        self._starting = True
+        while self._queue and not self._busy and not self._transport.is_closing():
+            item = self._queue.pop(0)
+            if isinstance(item, Refusal):
+                self._answer_refusal(item)
+            else:
+                self._answer(item)
+        self._starting = False
+        if not self._busy and not self._close_after:
+            self._await_more()
+
+    def _answer(self, request: Request) -> None:
         self._busy = True
         last = self._close_after and not self._queue
-        self._exchange = ClientExchange(self, item, self._transport, keep_alive=not last)
+        exchange = self._exchange = ClientExchange(self, request, self._transport, keep_alive=not last)
         if self._is_slow:
             # The answer before is not out yet, and asyncio tells of a full buffer only once.
-            self._exchange.paused()
-        self._task = self.inlet.tasks.create_task(self._run(self._exchange))
+            exchange.paused()
+        self._running = Running(self.inlet.handler(exchange), self.inlet.tasks, self._answered)
+        self._running.go_on()
 
-    async def _run(self, exchange: ClientExchange) -> None:
-        try:
-            await self.inlet.handler(exchange)
-        # The edge of one connection: whatever breaks here must not end the others, which share the task group.
-        except Exception:
-            log.exception("answerer_failed")
+    def _answered(self, error: BaseException | None) -> None:
+        exchange, self._exchange = self._exchange, None
+        self._running, self._busy = None, False
+        if isinstance(error, Exception):
+            # The edge of one connection: whatever breaks here must not end the others, which share the task group.
+            log.error("answerer_failed", exc_info=error)
             self._transport.abort()
-        finally:
-            self._task = None
-            self._done(exchange)
-
-    def _done(self, exchange: ClientExchange) -> None:
-        self._exchange = None
-        self._busy = False
+        if exchange is None:
+            return
         exchange.release_body()
         if self._transport.is_closing():
             return
@@ -378,19 +389,18 @@ class _Connection(asyncio.Protocol):
             self._close_after = True
             self._queue.clear()
             self._linger(is_refusal=False)
-            return
-        self._next()
-        if self._busy or self._close_after:
-            return
-        if self._unparsed:
+        elif not self._starting:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """Take up what came while an answer was made."""
+        self._answer_next()
+        if self._unparsed and not self._busy and not self._close_after:
             data, self._unparsed = self._unparsed, b""
             self._take(data)
-            if self._busy or self._close_after:
-                return
-        if self._paused_reading:
+        if self._paused_reading and not self._busy and not self._close_after:
             self._paused_reading = False
             self._transport.resume_reading()
-        self._await_more()
 
     def _await_more(self) -> None:
         limits = self.inlet.limits
@@ -436,6 +446,8 @@ class _Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Close without ceremony."""
         self._transport.abort()
+        if self._running is not None:
+            self._running.cancel()
 
     # -- deadlines ------------------------------------------------------------------------------------------------
 
@@ -460,6 +472,7 @@ class _Connection(asyncio.Protocol):
             self._end_lingering()
         elif self._started:
             self._refuse(408, "The request did not arrive in time.")
+            self._answer_next()
         elif self._unsent():
             # A close would wait for ever for a client that takes nothing.
             self._transport.abort()
