@@ -129,7 +129,7 @@ class Cache:
             self.workspace.journal(file.path).unlink(missing_ok=True)
             promised = file.expected
             if file.version and not (promised and promised.algorithm is Algorithm.SHA256 and not promised.part_bytes):
-                self._note(file).write_text(verified.sha256)
+                self._note(file).write_bytes(verified.sha256.encode())
 
     def publish(self, ready: Ready) -> None:
         """Make the folder of the model, note that it answers the request, and lead the output to it."""

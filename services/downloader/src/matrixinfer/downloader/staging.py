@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 import xxhash
@@ -37,7 +38,7 @@ class StagedFile:
         self.resumed = False
         """True when some of its bytes come from an earlier process."""
         self._parts = split(file.size, part_bytes)
-        self._header = header_line(file.path, file.size, file.version, part_bytes)
+        self._part_bytes = part_bytes
         self._path = workspace.staged(file.path)
         self._published = workspace.published(file.path)
         self._journal = workspace.journal(file.path)
@@ -65,7 +66,7 @@ class StagedFile:
 
     def noted_bytes(self) -> int:
         """Bytes that an earlier process noted as finished, without looking at them."""
-        return sum(finished.part.length for finished in self._read_journal())
+        return sum(finished.part.length for finished in self._noted_before)
 
     def promise(self, expected: Expected) -> None:
         """Take what the source vouches for where the listing did not tell; only before the first byte."""
@@ -77,7 +78,7 @@ class StagedFile:
     def open(self, stop: Callable[[], bool]) -> None:
         """Take up what an earlier process left of this very version of the file, or begin anew."""
         with volume_errors(self.file.path):
-            noted = self._read_journal()
+            noted = self._noted_before
             if noted and self._published and not self._path.exists() and self._published.is_file():
                 # An earlier process died between its renames.
                 self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -175,6 +176,15 @@ class StagedFile:
             raise DownloadError(Cause.INTEGRITY, f"{self.file.path} is not what the source promises: {problem}")
         return VerifiedFile(self.file.path, self.file.size, self._hash.sha256())
 
+    @cached_property
+    def _header(self) -> bytes:
+        return header_line(self.listed.path, self.listed.size, self.listed.version, self._part_bytes)
+
+    @cached_property
+    def _noted_before(self) -> Sequence[FinishedPart]:
+        journal = _content(self._journal)
+        return finished_parts(journal, self._header, self._parts) if journal else ()
+
     def _claim_hash(self, part: Part) -> ContentHash | None:
         """Return a hash to go on with when this part is the next in order and nobody else has it."""
         if not self._hash_lock.acquire(blocking=False):
@@ -213,9 +223,6 @@ class StagedFile:
                 os.write(noted, self._header)
             self._noted = noted
         os.write(self._noted, part_line(part, checksum))
-
-    def _read_journal(self) -> Sequence[FinishedPart]:
-        return finished_parts(_content(self._journal), self._header, self._parts)
 
     def _take_intact(self, noted: Sequence[FinishedPart], stop: Callable[[], bool]) -> None:
         """Count the noted parts that the disk still has; those in order are hashed in the same pass."""

@@ -7,6 +7,7 @@ canonical form (JSON array of [path, size, "sha256:…"], sorted by path, no spa
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -35,6 +36,7 @@ WORK_PREFIX = ".matrixinfer"
 """Names that begin so belong to the downloader, in every folder it publishes into."""
 
 _READY_FORMAT = 1
+_UNPRINTABLE = re.compile(r"[\\\x00-\x1f\x7f]")
 _NAME_BYTES = 255
 _PATH_BYTES = 1024
 _SHOWN = 5
@@ -236,7 +238,7 @@ def _unsafe(path: str) -> str:
         return "is an absolute path"
     if ".." in segments or "." in segments or "" in segments:
         return "has an empty, '.' or '..' segment"
-    if "\\" in path or any(ord(character) < 32 or ord(character) == 127 for character in path):
+    if _UNPRINTABLE.search(path):
         return "holds a backslash or a control character"
     try:
         too_long = len(path.encode()) > _PATH_BYTES or any(len(s.encode()) > _NAME_BYTES for s in segments)

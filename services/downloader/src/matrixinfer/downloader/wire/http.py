@@ -11,6 +11,7 @@ the next one's beginning, so its connection is closed.
 """
 
 import os
+import re
 import socket
 import ssl
 import struct
@@ -28,6 +29,8 @@ _HEAD_BYTES = 1 << 16
 _FIRST_READ_BYTES = 1 << 14
 _ERROR_BODY_BYTES = 1 << 16
 _REDIRECTS = 5
+# Scheme and authority, the same for all files of a source.
+_PLACE = re.compile(r"[^/?#]*//[^/?#]*")
 _ORIGINS = 1024
 _REDIRECT_CODES = frozenset((301, 302, 303, 307, 308))
 # What says who we are; none of it goes to another origin than it was meant for.
@@ -61,10 +64,14 @@ class Origin:
         return host if self.port == _default_port(self.scheme) else f"{host}:{self.port}"
 
 
-@lru_cache(maxsize=_ORIGINS)
 def origin_of(url: str) -> Origin:
     """Return the origin of an absolute URL; raises WireError when it is none."""
-    parts = urlsplit(url)
+    return _origin(url[: _place_end(url)])
+
+
+@lru_cache(maxsize=_ORIGINS)
+def _origin(place: str) -> Origin:
+    parts = urlsplit(place)
     try:
         port = parts.port
     except ValueError as exc:
@@ -335,8 +342,7 @@ class _Connection:
     def ask(self, method: str, url: str, headers: Mapping[str, str]) -> Answer:
         """Send a request, read the head of the answer."""
         self.origin = origin_of(url)
-        parts = urlsplit(url)
-        target = url if self._in_full else (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        target = url if self._in_full else _request_target(url)
         lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         if any("\r" in line or "\n" in line for line in lines):
             raise WireError("a header of the request holds a line break")
@@ -405,6 +411,17 @@ def _bypasses(host: str, exceptions: str) -> bool:
     """True when NO_PROXY names the host, or a domain above it."""
     names = [name.strip().lstrip(".").lower() for name in exceptions.split(",") if name.strip()]
     return "*" in names or any(host.lower() == name or host.lower().endswith(f".{name}") for name in names)
+
+
+def _place_end(url: str) -> int:
+    place = _PLACE.match(url)
+    return place.end() if place else 0
+
+
+def _request_target(url: str) -> str:
+    """Path and query, as they stand in a request line."""
+    target = url[_place_end(url) :].partition("#")[0]
+    return target if target.startswith("/") else f"/{target}"
 
 
 def _default_port(scheme: str) -> int:
