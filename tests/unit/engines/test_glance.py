@@ -75,6 +75,16 @@ def test_a_page_that_says_the_same_gives_the_same_reading() -> None:
         assert glance.read(changed).number(Metric.RUNNING) == 1 + 2 * changed.endswith(b" 2\n")
 
 
+def test_looks_for_what_is_absent_do_not_make_the_same_another_reading() -> None:
+    glance = Glance([Metric.RUNNING, Metric.WAITING])
+    text = page({"vllm:num_requests_running": {"0": 1}})
+    first = glance.read(text)
+    assert all(glance.read(text) is first for _ in range(40))
+    moved = glance.read(b"further 1\n" + text)
+    assert moved is first
+    assert glance.read(b"further 1\n").number(Metric.RUNNING) is None
+
+
 def test_what_moved_within_the_page_is_found() -> None:
     glance = Glance([Metric.RUNNING])
     for noise in (0, 3, 200, 199, 1, 0):

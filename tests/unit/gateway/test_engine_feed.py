@@ -23,7 +23,7 @@ from matrixinfer.gateway.feeds import metrics as metrics_feed
 from matrixinfer.gateway.feeds.metrics import EngineFeed
 from matrixinfer.gateway.wire.pool import PoolLimits, UpstreamPool
 
-QUICK = Pace(busy_seconds=0.01, idle_seconds=0.01, failing_seconds=0.02)
+QUICK = Pace(busy_seconds=0.01, idle_seconds=0.01, failing_seconds=0.02, beat_seconds=0.005)
 
 
 def page(running: float = 0, waiting: float = 0) -> bytes:
@@ -397,7 +397,7 @@ async def test_a_pod_that_left_is_asked_no_more_and_its_connection_closes(world:
 
 
 async def test_an_engine_that_works_for_us_is_looked_at_often_and_an_idle_one_is_not(world: World) -> None:
-    world.pace = Pace(busy_seconds=0.01, idle_seconds=30.0)
+    world.pace = Pace(busy_seconds=0.01, idle_seconds=30.0, beat_seconds=0.005)
     for _ in range(3):
         await world.engine()
     world.engines[2].answer = http(page(1))

@@ -1,5 +1,6 @@
 """How often engines are asked, and what their answers mean."""
 
+from dataclasses import replace
 from math import isfinite, isnan
 
 import pytest
@@ -83,6 +84,14 @@ def test_beat_45_what_is_not_known_is_not_a_number_and_what_is_known_is_one(
     pairs = [(state.running, report.running), (state.waiting, report.waiting), (state.kv_usage, report.kv_usage)]
     assert all(told == said if said is not None and isfinite(said) else isnan(told) for said, told in pairs)
     assert isnan(report.prefix_hit_ratio) or isfinite(report.prefix_hit_ratio)
+
+
+@given(states, st.none() | states)
+def test_a_look_that_finds_the_same_means_what_one_that_finds_an_equal_state_means(
+    state: EngineState, before: EngineState | None
+) -> None:
+    last = report_of(state, before)
+    assert repr(report_of(state, state, last)) == repr(report_of(replace(state), state, last))
 
 
 def test_a_server_is_asked_for_the_adapters_of_all_routes_that_lead_to_it() -> None:

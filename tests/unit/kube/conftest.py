@@ -1,7 +1,6 @@
-"""A scripted API server, a loop whose time is virtual, and a client that talks to the in-memory API without sockets."""
+"""A scripted API server, virtual time, and a client that talks to the in-memory API without sockets."""
 
 import asyncio
-import selectors
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from matrixinfer.kube.client import Client
 from matrixinfer.kube.errors import DeadlineExceeded, Unreachable, error_from_status
 from matrixinfer.kube.transport import Credentials, Transport
 from matrixinfer.testkit.memory import MemoryApi, StatusError
+from matrixinfer.testkit.virtual import run_virtually
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -78,36 +78,10 @@ async def stub() -> AsyncIterator[Stub]:
             yield scripted
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]  # an alias, chosen per platform
-    """Never blocks: when nothing is ready, the wait is added to the loop's clock instead."""
-
-    skipped = 0.0
-
-    def select(self, timeout: float | None = None) -> Any:
-        ready = super().select(0)
-        if not ready and timeout:
-            self.skipped += timeout
-        return ready
-
-
-class _VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._jumping = _JumpingSelector()
-        super().__init__(self._jumping)
-
-    def time(self) -> float:
-        return 1000.0 + self._jumping.skipped
-
-
 @pytest.fixture
 def virtual() -> Callable[[Coroutine[Any, Any, Any]], Any]:
     """Run a coroutine on a loop where sleeping costs nothing and takes exactly as long as it says."""
-
-    def run(main: Coroutine[Any, Any, Any]) -> Any:
-        with asyncio.Runner(loop_factory=_VirtualLoop) as runner:
-            return runner.run(main)
-
-    return run
+    return run_virtually
 
 
 class MemoryClient:

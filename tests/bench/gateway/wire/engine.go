@@ -15,7 +15,7 @@ type Engines struct {
 	poller  *Poller
 	pace    time.Duration
 	conns   []*engineConn // by file descriptor
-	accepts map[int]bool
+	accepts map[int]bool  // listeners, each one engine
 	due     []*engineConn // streams in the order in which they are due: one pace for all keeps them sorted
 	event   []byte
 	asked   int // inference requests
@@ -26,6 +26,7 @@ type Engines struct {
 
 type engineConn struct {
 	fd      int
+	engine  int // the listener that it came to
 	in      Message
 	body    []byte
 	out     []byte
@@ -96,7 +97,7 @@ func (e *Engines) accept(listener int) {
 		for len(e.conns) <= fd {
 			e.conns = append(e.conns, nil)
 		}
-		e.conns[fd] = &engineConn{fd: fd}
+		e.conns[fd] = &engineConn{fd: fd, engine: listener}
 		e.poller.add(fd, false)
 	}
 }
@@ -133,7 +134,7 @@ func (e *Engines) receive(conn *engineConn, buffer []byte) {
 func (e *Engines) answer(conn *engineConn) {
 	head := conn.in.head
 	if !bytes.HasPrefix(head, []byte("POST ")) {
-		e.send(conn, e.page(head))
+		e.send(conn, e.page(conn.engine, head))
 		return
 	}
 	e.asked++
@@ -220,13 +221,24 @@ func (e *Engines) send(conn *engineConn, data []byte) {
 	}
 }
 
+// running counts the streams of one engine; whatever is no stream was answered at once.
+func (e *Engines) running(engine int) int {
+	count := 0
+	for _, conn := range e.due {
+		if conn.engine == engine && !conn.isGone {
+			count++
+		}
+	}
+	return count
+}
+
 // page answers what a router asks an engine about itself.
-func (e *Engines) page(head []byte) []byte {
+func (e *Engines) page(engine int, head []byte) []byte {
 	path := string(bytes.Fields(head)[1])
 	kind, text := "application/json", ""
 	switch {
 	case path == "/metrics":
-		kind, text = "text/plain; version=0.0.4", metricsPage
+		kind, text = "text/plain; version=0.0.4", fmt.Sprintf(metricsPage, e.running(engine))
 	case path == "/health" || path == "/health_generate" || path == "/liveness":
 		text = "{}"
 	case path == "/counts":
@@ -248,11 +260,11 @@ func (e *Engines) page(head []byte) []byte {
 
 const metricsPage = `# HELP vllm:num_requests_running Number of requests in model execution batches.
 # TYPE vllm:num_requests_running gauge
-vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_running{engine="0",model_name="m"} %d.0
 # HELP vllm:num_requests_waiting Number of requests waiting to be processed.
 # TYPE vllm:num_requests_waiting gauge
 vllm:num_requests_waiting{engine="0",model_name="m"} 0.0
-# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means 100 percent usage.
+# HELP vllm:kv_cache_usage_perc KV-cache usage. 1 means all of it.
 # TYPE vllm:kv_cache_usage_perc gauge
 vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.25
 # HELP vllm:lora_requests_info Running stats on lora requests.

@@ -79,7 +79,7 @@ class Glance:
         page = b"\n" + page
         families: dict[str, Family] = {}
         malformed = 0
-        self._blocks, self._length = [], None
+        before, self._blocks, self._length = self._blocks, [], None
         for metric in self._wanted:
             found = self._find(page, metric)
             if found is not None:
@@ -94,7 +94,8 @@ class Glance:
                 if behind > len(page):
                     self._length = len(page) - 1
         self._search_at = min((absence.until for absence in self._absent.values()), default=self._looks + _ABSENT_LOOKS)
-        self._reading = Reading(families, malformed)
+        if [text for _, text in before] != [text for _, text in self._blocks]:
+            self._reading = Reading(families, malformed)
         return self._reading
 
     def _says_the_same(self, page: bytes) -> bool:
@@ -120,8 +121,8 @@ class Glance:
                 self._absent.pop(metric, None)
                 return found
         self._found.pop(metric, None)
-        times = absence.times + 1 if absence is not None else 1
-        self._absent[metric] = _Absence(times, self._looks + min(times, _ABSENT_LOOKS))
+        looks = min(2 * absence.looks, _ABSENT_LOOKS) if absence is not None else 1
+        self._absent[metric] = _Absence(looks, self._looks + looks)
         return None
 
     def _samples(self, page: bytes, needle: bytes, at: int) -> tuple[list[Sample], int, int]:
@@ -157,9 +158,9 @@ class Glance:
 
 @dataclass(frozen=True, slots=True)
 class _Absence:
-    """A metric was searched in vain so many times, and is not searched again until this look."""
+    """A metric was searched in vain, and is not searched again for so many looks, until this one."""
 
-    times: int
+    looks: int
     until: int
 
 

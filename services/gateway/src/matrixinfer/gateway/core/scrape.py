@@ -6,7 +6,7 @@ unknown, and a ratio of nothing to nothing is nothing.
 """
 
 from dataclasses import dataclass
-from math import isfinite, nan
+from math import isfinite, isnan, nan
 
 from matrixinfer.engines.state import EngineState
 from matrixinfer.gateway.core.load import UNKNOWN, EngineReport
@@ -31,6 +31,8 @@ class Pace:
     """Longest pause after failures in a row."""
     per_second: float = 400.0
     """Looks at all engines together; a larger fleet is asked less often."""
+    beat_seconds: float = 0.1
+    """Engines that are due within this time are asked together."""
 
 
 def pause_seconds(pace: Pace, *, busy: bool, failures: int, engines: int, draw: float) -> float:
@@ -46,6 +48,9 @@ def report_of(state: EngineState, before: EngineState | None, last: EngineReport
 
     A mean of nothing is that of the `last` report.
     """
+    if state is before and (isnan(last.prefix_hit_ratio) or state.prefix_hit_ratio is not None):
+        # Most looks at an idle engine: nothing has happened.
+        return last
     earlier = before or _NOTHING
     return EngineReport(
         running=_known(state.running),

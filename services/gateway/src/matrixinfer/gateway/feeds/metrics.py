@@ -29,6 +29,7 @@ from matrixinfer.gateway.board import EngineCells
 from matrixinfer.gateway.core.load import EngineReport
 from matrixinfer.gateway.core.scrape import Pace, adapters_by_server, pause_seconds, report_of
 from matrixinfer.gateway.core.types import Endpoint, Server, Slot, Snapshot
+from matrixinfer.gateway.feeds.beat import Beat
 from matrixinfer.gateway.wire.fetch import Fetcher, FetchFailed, Reason
 from matrixinfer.gateway.wire.pool import Peer, UpstreamPool
 from matrixinfer.service.logging import get_logger
@@ -97,6 +98,7 @@ class EngineFeed:
         self._pool = pool
         self._fetcher = Fetcher(pool, limit_bytes=_PAGE_BYTES)
         self._pace = pace
+        self._beat = Beat(pace.beat_seconds)
         self._deadline_seconds = deadline_seconds
         self._clock = clock
         self._draw = draw
@@ -197,7 +199,7 @@ class EngineFeed:
                     log.exception("engine_look_failed", pod=watched.endpoint.pod)
                     self._fail(watched, Reason.BROKEN, "a fault of the gateway's own; the log has it")
             busy = watched.works or not self._is_idle(watched.endpoint.slot)
-            await asyncio.sleep(
+            await self._beat.sleep(
                 pause_seconds(
                     self._pace, busy=busy, failures=watched.failures, engines=len(self._watched), draw=self._draw()
                 )
