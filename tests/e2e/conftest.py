@@ -9,11 +9,18 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
+from tests.e2e.life import NAMESPACE
 
 from matrixinfer.devcluster import ControlPlane, Node, instance
 from matrixinfer.devcluster.binaries import NODE, locate
 from matrixinfer.devcluster.controlplane import wait_for
-from matrixinfer.devcluster.demo import MODELS_BUCKET, OBJECT_STORE_NAMESPACE, gguf_file, upload_model
+from matrixinfer.devcluster.demo import (
+    MODELS_BUCKET,
+    OBJECT_STORE_NAMESPACE,
+    credentials_secret,
+    gguf_file,
+    upload_model,
+)
 from matrixinfer.devcluster.diagnose import findings, look
 from matrixinfer.devcluster.progress import Progress
 from matrixinfer.devcluster.s3 import ObjectStore
@@ -65,6 +72,14 @@ def object_store(node: Node) -> ObjectStore:
     store = node.start_object_store(OBJECT_STORE_NAMESPACE)
     upload_model(store, MODELS_BUCKET, gguf_file(print))
     return store
+
+
+@pytest.fixture(scope="session")
+def models_namespace(node: Node, suite: Suite, object_store: ObjectStore) -> str:
+    """A namespace that may read the S3 server."""
+    node.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}])
+    node.apply([credentials_secret(object_store, NAMESPACE)])
+    return NAMESPACE
 
 
 @pytest.fixture

@@ -10,67 +10,19 @@ import orjson
 import pytest
 import yaml
 from openai import OpenAI
+from tests.e2e.life import KINDS, NAMESPACE, Life, manifest
 from tests.integration.downloader_hub import COMMIT, WEIGHTS
 
 from matrixinfer.devcluster import Node
-from matrixinfer.devcluster.demo import credentials_secret
 from matrixinfer.devcluster.errors import ClusterError
-from matrixinfer.devcluster.s3 import ObjectStore
 from matrixinfer.devcluster.services import SYSTEM_NAMESPACE
-from matrixinfer.devcluster.suite import Suite, read
+from matrixinfer.devcluster.suite import read
 from matrixinfer.testkit.traffic import Traffic, ask
 
 ROOT = Path(__file__).parents[2]
-NAMESPACE = "models"
-KINDS = "models,modelversions,modelinfers,modelservers,modelroutes,autoscalingpolicies,autoscalingpolicybindings"
 CONTROLLERS = ["model-controller", "infer-controller", "autoscaler", "webhook"]
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.xdist_group("suite")]
-
-
-class Life:
-    """One Model and what a person with kubectl can ask about it."""
-
-    def __init__(self, node: Node, gateway: str, name: str) -> None:
-        self.node = node
-        self.gateway = gateway
-        self.name = name
-
-    def kubectl(self, *arguments: str, stdin: str = "") -> str:
-        return self.node.run_kubectl("-n", NAMESPACE, *arguments, stdin=stdin)
-
-    def get(self, *what: str) -> dict[str, Any]:
-        return read(self.node, *what, "-n", NAMESPACE)
-
-    def condition(self, kind: str, name: str, condition: str) -> dict[str, Any]:
-        conditions = (self.get(kind, name).get("status") or {}).get("conditions", [])
-        return next((c for c in conditions if c["type"] == condition), {})
-
-    def pods(self) -> list[dict[str, Any]]:
-        """Pods of the Model that are not on their way out."""
-        items = self.get("pods", "-l", f"registry.matrixinfer.ai/model-name={self.name}")["items"]
-        return [pod for pod in items if "deletionTimestamp" not in pod["metadata"]]
-
-    def ready_pods(self) -> list[dict[str, Any]]:
-        return [p for p in self.pods() if {"type": "Ready", "status": "True"}.items() <= ready_condition(p).items()]
-
-    def wait(self, what: str, holds: Callable[[], bool], seconds: float = 120) -> None:
-        deadline = time.monotonic() + seconds
-        while not holds():
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"{what}: not within {seconds:.0f} s\n{self.kubectl('get', KINDS + ',pods')}")
-            time.sleep(0.3)
-
-    def wait_ready(self, count: int) -> None:
-        self.wait(f"{count} ready pods", lambda: len(self.ready_pods()) == count == len(self.pods()))
-
-    def infer(self) -> str:
-        return f"modelinfer/{self.name}-sim"
-
-
-def ready_condition(pod: dict[str, Any]) -> dict[str, Any]:
-    found = [c for c in pod.get("status", {}).get("conditions", []) if c["type"] == "Ready"]
-    return found[0] if found else {}
 
 
 def roll(life: Life, config: dict[str, int]) -> None:
@@ -93,20 +45,6 @@ def kill_engine(life: Life) -> None:
         return len(ready) == 2 and all(p["status"]["containerStatuses"][0]["restartCount"] > before for p in survivors)
 
     life.wait("the engine, restarted or replaced", recovered)
-
-
-def manifest(name: str) -> dict[str, Any]:
-    model: dict[str, Any] = yaml.safe_load((ROOT / "examples/quickstart/model-sim.yaml").read_text())
-    model["metadata"]["name"] = name
-    return model
-
-
-@pytest.fixture(scope="module")
-def models_namespace(node: Node, suite: Suite, object_store: ObjectStore) -> str:
-    """A namespace that may read the S3 server."""
-    node.apply([{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE}}])
-    node.apply([credentials_secret(object_store, NAMESPACE)])
-    return NAMESPACE
 
 
 def serve(life: Life) -> None:

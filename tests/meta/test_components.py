@@ -6,9 +6,11 @@ from typing import Any
 import yaml
 
 from matrixinfer.gateway.settings import GatewaySettings
+from matrixinfer.model_controller.settings import ModelControllerSettings
 
 ROOT = Path(__file__).parents[2]
 TLS = ROOT / "deploy/components/gateway-tls"
+PEERS = ROOT / "deploy/components/peers"
 
 
 def read(path: Path) -> Any:
@@ -37,6 +39,18 @@ def test_the_port_that_tls_takes_over_is_the_one_that_clients_use() -> None:
     test, replace = read(TLS / "service.yaml")
     assert (test["op"], test["value"]) == ("test", port["name"])
     assert (replace["value"]["port"], replace["value"]["targetPort"]) == (443, port["targetPort"])
+
+
+def test_peers_are_switched_on_by_a_setting_of_the_model_controller() -> None:
+    base = read(ROOT / "deploy/base/model-controller/deployment.yaml")
+    patch = read(PEERS / "deployment.yaml")
+    [container] = patch["spec"]["template"]["spec"]["containers"]
+    [variable] = container["env"]
+    assert patch["metadata"]["name"] == base["metadata"]["name"]
+    assert container["name"] in [c["name"] for c in base["spec"]["template"]["spec"]["containers"]]
+    field = variable["name"].removeprefix("MATRIXINFER_MODEL_CONTROLLER_").lower()
+    assert (field, variable["value"]) == ("peers_service", "matrixinfer-peers")
+    assert field in ModelControllerSettings.model_fields
 
 
 def test_a_component_lists_its_files() -> None:

@@ -19,11 +19,12 @@ def test_a_failure_names_cause_code_and_sentence() -> None:
     }
 
 
-def test_success_names_the_digest() -> None:
+def test_success_names_the_digest_and_what_other_pods_gave() -> None:
     files = (VerifiedFile("a", 3, "00" * 32),)
     ready = Ready("s3://b/p", (), (), "rev", "sha256:x", files, "2026-11-24T00:00:00+00:00")
-    message = json.loads(success_message(ready))
-    assert (message["outcome"], message["digest"], message["totalBytes"]) == ("Ready", "sha256:x", 3)
+    message = json.loads(success_message(ready, 2))
+    assert (message["outcome"], message["digest"]) == ("Ready", "sha256:x")
+    assert (message["totalBytes"], message["peerBytes"]) == (3, 2)
 
 
 def test_a_long_message_stays_readable_for_programs() -> None:

@@ -124,7 +124,8 @@ async def _fetch_once(lifecycle: Lifecycle, settings: DownloaderSettings, argume
             settings.termination_log, termination.failure_message(without_credentials(arguments.source), exc)
         )
         raise Exit(exc.exit_code, f"{exc.cause}: {exc.message}") from exc
-    termination.write(settings.termination_log, termination.success_message(ready))
+    view = tools.progress.view()
+    termination.write(settings.termination_log, termination.success_message(ready, view.peer_bytes))
     log.info(
         "model_ready",
         source=ready.source,
@@ -132,8 +133,8 @@ async def _fetch_once(lifecycle: Lifecycle, settings: DownloaderSettings, argume
         digest=ready.digest,
         files=len(ready.files),
         bytes=ready.total_bytes,
-        fetched_bytes=tools.progress.view().fetched_bytes,
-        peer_bytes=tools.progress.view().peer_bytes,
+        fetched_bytes=view.fetched_bytes,
+        peer_bytes=view.peer_bytes,
     )
 
 

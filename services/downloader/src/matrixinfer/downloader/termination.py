@@ -18,8 +18,8 @@ log = get_logger("termination")
 _LIMIT_BYTES = 4096
 
 
-def success_message(ready: Ready) -> str:
-    """Return the message of a download that ended well."""
+def success_message(ready: Ready, peer_bytes: int) -> str:
+    """Return the message of a download that ended well, to which other pods gave so many bytes."""
     return _encode(
         {
             "outcome": "Ready",
@@ -29,6 +29,7 @@ def success_message(ready: Ready) -> str:
             "digest": ready.digest,
             "totalBytes": ready.total_bytes,
             "fileCount": len(ready.files),
+            "peerBytes": peer_bytes,
         }
     )
 
