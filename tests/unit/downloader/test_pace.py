@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from matrixinfer.downloader.core.pace import Pace, next_pace
+from matrixinfer.downloader.core.pace import Pace, first_pace, next_pace
 
 
 def paced(capacity: float, each: float, most: int = 64, ticks: int = 60) -> Pace:
@@ -20,6 +20,27 @@ def test_it_grows_to_what_a_slow_distant_store_needs() -> None:
 
 def test_it_stays_small_where_few_connections_fill_the_line() -> None:
     assert paced(capacity=1e9, each=500e6).width <= 6
+
+
+def test_it_begins_with_a_connection_for_each_core_and_four_where_they_are_few() -> None:
+    assert [first_pace(cores, 32).width for cores in (0.25, 1, 2, 4, 16, 96)] == [1, 2, 4, 4, 16, 32]
+
+
+def test_while_it_helps_it_doubles() -> None:
+    pace = first_pace(2, 64)
+    widths = []
+    for _ in range(4):
+        pace = next_pace(pace, pace.width * 1e6, pushed_back=False, busy=False, most=64)
+        widths.append(pace.width)
+    assert widths == [8, 16, 32, 64]
+
+
+def test_a_doubling_that_did_not_help_is_taken_back_and_was_the_last() -> None:
+    pace = first_pace(2, 64)
+    for rate in (4e6, 8e6, 8e6):
+        pace = next_pace(pace, rate, pushed_back=False, busy=False, most=64)
+    assert pace.width == 8
+    assert not pace.doubling
 
 
 def test_it_never_exceeds_the_limit() -> None:

@@ -6,7 +6,6 @@ source that is silent, so the end aborts the source before it waits, and waits f
 is the one to tell, the others follow from it.
 """
 
-import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +14,10 @@ from functools import partial
 from typing import Protocol, TypeAlias
 
 from matrixinfer.downloader.core.manifest import SourceFile, VerifiedFile
-from matrixinfer.downloader.core.pace import Pace, next_pace
+from matrixinfer.downloader.core.pace import first_pace, next_pace
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.schedule import Begin, Fetch, Job, Schedule
+from matrixinfer.downloader.cores import usable_cores
 from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
 from matrixinfer.downloader.patience import Patience
 from matrixinfer.downloader.progress import Progress
@@ -31,7 +31,6 @@ __all__ = ["Transfer", "TransferLimits"]
 log = get_logger("transfer")
 
 _TICK_SECONDS = 0.5
-_FIRST_WIDTH = 4
 # From this share of all cores on, the processor is taken for the limit: the system's part of the work is not ours.
 _BUSY_SHARE = 0.4
 # What a small file is worth beside its bytes when the pace is measured: each costs a round trip.
@@ -81,8 +80,8 @@ class Transfer:
         self._halt = threading.Event()
         self._changed = threading.Condition()
         self._schedule: Schedule[StagedFile] = Schedule(())
-        self._cores = len(os.sched_getaffinity(0))
-        self._pace = Pace(min(_FIRST_WIDTH, 2 * self._cores, limits.connections))
+        self._cores = usable_cores()
+        self._pace = first_pace(self._cores, limits.connections)
         self._pushed_back = False
         self._verified: list[VerifiedFile] = []
         self._errors: list[BaseException] = []
