@@ -9,14 +9,12 @@ from collections.abc import Callable
 import msgspec
 
 from matrixinfer.gateway import errors
-from matrixinfer.gateway.access import DecisionRecord
 from matrixinfer.gateway.board import LoadBoard
 from matrixinfer.gateway.core.load import Burden
 from matrixinfer.gateway.core.match import Ask
 from matrixinfer.gateway.core.objects import Keeper
 from matrixinfer.gateway.core.prompt import Prompt
 from matrixinfer.gateway.core.schedule.framework import Refused
-from matrixinfer.gateway.core.schedule.record import Recorded
 from matrixinfer.gateway.core.schedule.rung import Rung
 from matrixinfer.gateway.core.session import session_of
 from matrixinfer.gateway.core.split import choose_target, draw
@@ -131,6 +129,7 @@ class Chooser:
             return self._nobody(entry, rule, ask, trace)
         # A pool that was narrowed to one endpoint is made for this request.
         placer = self._placers.get(id(pool)) or self._placer(pool)
+        server = pool.server
         placed = placer.place(
             trace.request_id,
             load.prompt,
@@ -138,22 +137,21 @@ class Chooser:
             model=(entry.route.model or "") if entry.is_adapter else ask.model,
             adapter=ask.model if entry.is_adapter else "",
             tried=tried,
-            ejected=self._health.left_out(pool.pods, pool.server.policy),
-            session=session_of(pool.server.policy.session, ask.headers),
+            ejected=self._health.left_out(pool.pods, server.policy),
+            session=session_of(server.policy.session, ask.headers) if server.policy.session else "",
             rung=rung,
         )
         if isinstance(placed, Refused):
             if kept is not None:
                 # Room elsewhere is none for it, and everybody behind it would wait for this one endpoint.
                 raise errors.overloaded(ask.model)
-            trace.server = pool.server
-            return Full(pool.server, entry.route.priority, is_empty=False)
-        endpoint, revision = placed.endpoint, self.table.revision
-        trace.server, trace.endpoint = pool.server, endpoint
-        trace.decision = _record(revision, rule, target, placed, rung)
-        trace.recorded = Recorded.of(trace.request_id, revision, placed.profile, placed.view, rung)
-        renamed = None if entry.is_adapter or pool.server.model == ask.model else pool.server.model
-        return Choice(entry.route.policy, renamed, pool.server, endpoint, placed.burden, placed, entry.route.priority)
+            trace.server = server
+            return Full(server, entry.route.priority, is_empty=False)
+        endpoint = placed.endpoint
+        trace.server, trace.endpoint = server, endpoint
+        trace.placed, trace.rule, trace.target, trace.revision = placed, rule.name, target.name, self.table.revision
+        renamed = None if entry.is_adapter or server.model == ask.model else server.model
+        return Choice(entry.route.policy, renamed, server, endpoint, placed.burden, placed, entry.route.priority)
 
     def _nobody(self, entry: RouteEntry, rule: Rule, ask: Ask, trace: Trace) -> Full:
         """No target and no fallback has an endpoint: wait for the one that the request belongs to."""
@@ -186,7 +184,9 @@ class Chooser:
 
     def _kept(self, rule: Rule, kept_by: Keeper | None, tried: frozenset[str]) -> tuple[Pool, Target] | None:
         """The endpoint that keeps what a request continues, when a target of the rule has it and it is ready."""
-        places = dict(self.table.keepers.get(kept_by, ())) if kept_by is not None else {}
+        if kept_by is None:
+            return None
+        places = dict(self.table.keepers.get(kept_by, ()))
         for target in (*rule.targets, *rule.fallbacks) if places else ():
             pool, position = self.table.pool(target), places.get(-1 if target.server is None else target.server)
             if pool is None or position is None or position not in pool.ready:
@@ -196,7 +196,10 @@ class Chooser:
         return None
 
     def _target(self, rule: Rule, request_id: str, tried: frozenset[str]) -> tuple[Pool | None, Target | None]:
-        table, number = self.table, draw(request_id, "target")
+        table = self.table
+        if not tried and (sole := _sole(rule)) is not None and (pool := table.pool(sole)) is not None and pool.ready:
+            return pool, sole
+        number = draw(request_id, "target")
 
         def has_untried(target: Target) -> bool:
             pool = table.pool(target)
@@ -210,18 +213,6 @@ class Chooser:
         return Placer(pool, self._board, self._prefixes, self._clock)
 
 
-def _record(revision: int, rule: Rule, target: Target, placed: Placement, rung: Rung) -> DecisionRecord:
-    decision = placed.decision
-    best = max(decision.scores)
-    return DecisionRecord(
-        revision,
-        rule.name,
-        target.name,
-        len(decision.candidates),
-        decision.scores.count(best),
-        round(best, 4),
-        {removal.filter: len(removal.positions) for removal in decision.removals},
-        placed.view.prompt_tokens,
-        placed.cached_tokens,
-        rung.label if rung else "",
-    )
+def _sole(rule: Rule) -> Target | None:
+    """The target of a rule that has one only, and nothing to draw."""
+    return rule.targets[0] if len(rule.targets) == 1 and rule.targets[0].weight > 0 else None

@@ -64,19 +64,23 @@ class DecisionBook:
         self._requests = requests
         self._candidates = candidates
         self._held = 0
-        self._notes: OrderedDict[str, list[Noted]] = OrderedDict()
+        self._notes: OrderedDict[str, tuple[Noted, ...]] = OrderedDict()
 
     def note(self, noted: Noted) -> None:
         """Remember a decision, and forget the oldest ones that there is no more room for."""
-        notes = self._notes.setdefault(noted.recorded.request_id, [])
-        notes.append(noted)
+        notes, request_id = self._notes, noted.recorded.request_id
+        of_request = notes.get(request_id)
+        if of_request is None:
+            notes[request_id] = (noted,)
+        else:
+            # The newest only: a client may give all of its requests one name.
+            notes[request_id] = (*of_request[1 - _PER_REQUEST :], noted)
+            self._held -= sum(map(_candidates, of_request[: 1 - _PER_REQUEST]))
         self._held += _candidates(noted)
-        if len(notes) > _PER_REQUEST:
-            # A client that gives all of its requests one name.
-            self._held -= _candidates(notes.pop(0))
-        while len(self._notes) > self._requests or (self._held > self._candidates and len(self._notes) > 1):
-            _, forgotten = self._notes.popitem(last=False)
-            self._held -= sum(map(_candidates, forgotten))
+        while len(notes) > self._requests or (self._held > self._candidates and len(notes) > 1):
+            _, forgotten = notes.popitem(last=False)
+            for one in forgotten:
+                self._held -= _candidates(one)
 
     def explain(self, request_id: str) -> bytes | None:
         """Return the story of a request as JSON; None when it is not remembered."""

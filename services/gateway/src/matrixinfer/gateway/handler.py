@@ -26,6 +26,7 @@ from matrixinfer.gateway.core.objects import Keeper
 from matrixinfer.gateway.core.peek import BodyError, Peek, peek
 from matrixinfer.gateway.core.prompt import NOTHING, read_prompt
 from matrixinfer.gateway.core.retry import Failure, RetryPolicy, may_retry, status_is_transient
+from matrixinfer.gateway.core.schedule.record import Recorded
 from matrixinfer.gateway.core.schedule.rung import Rung
 from matrixinfer.gateway.core.spans import Attributes
 from matrixinfer.gateway.core.surface import (
@@ -372,11 +373,12 @@ class Handler:
 
     def _note_decision(self, trace: Trace, choice: Choice) -> None:
         """Count and remember a decision that is acted on: one that was taken back is none."""
-        if choice.placement is not None and trace.recorded is not None and trace.decision is not None:
-            rung, cached = trace.recorded.rung.label, choice.placement.cached_tokens
-            trace.series.placed(rung, cached, choice.burden.prefill_tokens)
-            rule, server, pod = trace.decision.rule, choice.server.name, choice.endpoint.pod
-            self.decisions.note(Noted(self._now(), trace.route, rule, server, pod, trace.recorded))
+        placed = choice.placement
+        if placed is not None:
+            trace.series.placed(placed.rung.label, placed.cached_tokens, choice.burden.prefill_tokens)
+            recorded = Recorded.of(trace.request_id, trace.revision, placed.profile, placed.view, placed.rung)
+            server, pod = choice.server.name, choice.endpoint.pod
+            self.decisions.note(Noted(self._now(), trace.route, trace.rule, server, pod, recorded))
 
     # -- when it fails --------------------------------------------------------------------------------------------
 

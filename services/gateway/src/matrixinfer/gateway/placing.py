@@ -48,6 +48,7 @@ class Placement(msgspec.Struct, frozen=True):
     decision: Decision
     profile: Profile
     view: View
+    rung: Rung
     burden: Burden
     _prefixes: PrefixIndex | None
     _noted: Sequence[int]
@@ -156,7 +157,7 @@ class Placer:
         known, shown = 0, None
         if prefixes is not None:
             known, shown = self._note(prefixes, decision, found, hashes, key if adapter else 0, laid, engines)
-        return Placement(decision, profile, view, laid, prefixes, hashes, known, shown)
+        return Placement(decision, profile, view, rung, laid, prefixes, hashes, known, shown)
 
     def has_room(self) -> bool:
         """Whether an endpoint has fewer requests than it may have."""
@@ -178,8 +179,11 @@ class Placer:
         Gateways do not know what others sent; this lets them send new prompts to one place without asking.
         """
         blocks = min(len(hashes), _HOME_BLOCKS)
-        if found.common_blocks >= blocks or any(held >= blocks for held, _ in found.holdings.values()):
+        if found.common_blocks >= blocks:
             return None
+        for held, _ in found.holdings.values():
+            if held >= blocks:
+                return None
         if not self._ring:
             self._ring = sorted(
                 (xxh3_64_intdigest(f"{endpoint.uid} {turn}".encode()), i)

@@ -16,6 +16,7 @@ pod's mark instead, which is not used again before a million other pods have com
 
 import mmap
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from struct import Struct
 from typing import Final, NamedTuple, TypeAlias
@@ -27,15 +28,19 @@ __all__ = ["Found", "Holding", "PrefixIndex"]
 
 _WAYS: Final = 8
 _SET: Final = Struct(f"={_WAYS}Q")
-_SET_SHIFT: Final = _SET.size.bit_length() - 1
+_SET_BYTES: Final = _SET.size
+_SET_SHIFT: Final = _SET_BYTES.bit_length() - 1
 _WORD_BYTES: Final = 8
+_EMPTY: Final = bytes(_WORD_BYTES)
 
 # A word, from the top: tag, mark, stamp.
-_TAG_BITS: Final = 24
+_TAG_BYTES: Final = 3
+_TAG_BITS: Final = 8 * _TAG_BYTES
 _TAG_SHIFT: Final = 64 - _TAG_BITS
 _MARK_BITS: Final = (MARKS - 1).bit_length()
 _STAMP_BITS: Final = 20
 _OVER_TAG: Final = _MARK_BITS + _STAMP_BITS
+_UNDER_TAG: Final = (1 << _OVER_TAG) - 1
 _MARK_MASK: Final = (1 << _MARK_BITS) - 1
 _STAMP_MASK: Final = (1 << _STAMP_BITS) - 1
 _STAMP_TOKENS: Final = 256
@@ -98,11 +103,12 @@ class PrefixIndex:
         high, at = len(chain), 1
         while low < high:
             block = chain[at - 1]
-            tag = block >> _TAG_SHIFT or 1
+            least = (block >> _TAG_SHIFT or 1) << _OVER_TAG
+            most = least | _UNDER_TAG
             owners = [
                 word
                 for word in read(table, (block & sets) << _SET_SHIFT)
-                if word >> _OVER_TAG == tag and word >> _STAMP_BITS & _MARK_MASK in pods
+                if least <= word <= most and word >> _STAMP_BITS & _MARK_MASK in pods
             ]
             if not owners:
                 high = at - 1
@@ -127,11 +133,17 @@ class PrefixIndex:
         if known >= len(chain):
             return None
         now = self.now(slot)
-        stamp = (now // _STAMP_TOKENS) & _STAMP_MASK
-        low = mark << _STAMP_BITS | stamp
-        for block in chain[known:]:
-            first, words = self._set(block)
-            self._words[first + self._way(block, words, mark)] = _tag(block) << _OVER_TAG | low
+        entry = mark << _STAMP_BITS | (now // _STAMP_TOKENS) & _STAMP_MASK
+        table, sets, words = self._map, self._sets, self._words
+        for block in chain[known:] if known else chain:
+            tag, number = block >> _TAG_SHIFT or 1, block & sets
+            first = number << _SET_SHIFT
+            entries = table[first : first + _SET_BYTES]
+            if tag.to_bytes(_TAG_BYTES, sys.byteorder) in entries:
+                way = self._way(tag, block, _SET.unpack(entries), mark)
+            else:
+                way = self._free(block, entries)
+            words[number * _WAYS + way] = tag << _OVER_TAG | entry
         return now
 
     def advance(self, slot: Slot, tokens: int) -> None:
@@ -141,30 +153,33 @@ class PrefixIndex:
     def forget(self, chain: Sequence[int], mark: Mark, *, known: int = 0) -> None:
         """Take `note` back: the pod did not get the prompt."""
         for block in chain[known:]:
-            first, words = self._set(block)
-            wanted = _tag(block) << _MARK_BITS | mark
-            for i, word in enumerate(words):
+            # Never 0, which is an empty word. The low bits choose the set.
+            wanted, number = (block >> _TAG_SHIFT or 1) << _MARK_BITS | mark, block & self._sets
+            for way, word in enumerate(_SET.unpack_from(self._map, number << _SET_SHIFT)):
                 if word >> _STAMP_BITS == wanted:
-                    self._words[first + i] = 0
+                    self._words[number * _WAYS + way] = 0
 
-    def _way(self, block: int, words: tuple[int, ...], mark: Mark) -> int:
+    def _way(self, tag: int, block: int, words: tuple[int, ...], mark: Mark) -> int:
         """Which word of its set an entry takes: its own of before, a free one, else somebody's."""
-        tag = _tag(block)
         rivals = [way for way, word in enumerate(words) if word >> _OVER_TAG == tag]
         for way in rivals:
             if words[way] >> _STAMP_BITS & _MARK_MASK == mark:
                 return way
-        if len(rivals) < _OWNER_LIMIT and 0 in words:
-            return words.index(0)
+        if len(rivals) < _OWNER_LIMIT:
+            return words.index(0) if 0 in words else self._free(block, b"")
+        self._turn += 1
+        return rivals[self._turn % len(rivals)]
+
+    def _free(self, block: int, entries: bytes) -> int:
+        """Which word an entry takes whose hash nobody has: a free one, else somebody's."""
+        at = entries.find(_EMPTY)
+        while at % _WORD_BYTES and at >= 0:
+            at = entries.find(_EMPTY, at + 1)
+        if at >= 0:
+            return at // _WORD_BYTES
         # By turns, so that whoever fills a set on purpose cannot say which entry goes.
         self._turn += 1
-        if len(rivals) >= _OWNER_LIMIT:
-            return rivals[self._turn % len(rivals)]
         return (self._turn ^ block >> 32) % _WAYS
-
-    def _set(self, block: int) -> tuple[int, tuple[int, ...]]:
-        number = block & self._sets
-        return number * _WAYS, _SET.unpack_from(self._map, number << _SET_SHIFT)
 
     def now(self, slot: Slot) -> int:
         """What the clock of the pod at `slot` shows: the tokens that all workers sent there."""
@@ -176,11 +191,6 @@ class PrefixIndex:
     def _age(self, slot: Slot, stamp: int) -> int:
         steps = (self.now(slot) // _STAMP_TOKENS - stamp) & _STAMP_MASK
         return 0 if steps > _STAMP_MASK - _AHEAD_STEPS else steps * _STAMP_TOKENS
-
-
-def _tag(block: int) -> int:
-    # Never 0, which is an empty word. The low bits choose the set.
-    return block >> _TAG_SHIFT or 1
 
 
 def _size(workers: int, capacity: int, table_bytes: int) -> int:

@@ -204,14 +204,15 @@ class Series:
     """The counters of one model, route and server."""
 
     __slots__ = (
+        "_cached_tokens",
         "_client_gone",
         "_decisions",
         "_duration",
         "_in_flight",
-        "_placed_tokens",
         "_requests",
         "_retries",
         "_tokens",
+        "_tokens_to_read",
         "between_pieces",
         "changed",
         "first_token",
@@ -237,7 +238,8 @@ class Series:
         self._retries: Counter[str] = Counter()
         self._tokens: Counter[tuple[str, bool]] = Counter()
         self._decisions: Counter[str] = Counter()
-        self._placed_tokens: Counter[str] = Counter()
+        self._cached_tokens = 0
+        self._tokens_to_read = 0
         self._client_gone = 0
         self._in_flight = 0
 
@@ -277,8 +279,8 @@ class Series:
     def placed(self, rung: str, cached: int, to_read: int) -> None:
         """An endpoint was chosen; of the prompt so many tokens are expected to be cached there."""
         self._decisions[rung] += 1
-        self._placed_tokens["cached"] += cached
-        self._placed_tokens["to_read"] += to_read
+        self._cached_tokens += cached
+        self._tokens_to_read += to_read
 
     def retry(self, reason: str) -> None:
         """Another endpoint, or another connection, is asked."""
@@ -300,7 +302,7 @@ class Series:
             self.queue.report(),
             self.overhead.report(),
             dict(self._decisions),
-            dict(self._placed_tokens),
+            {"cached": self._cached_tokens, "to_read": self._tokens_to_read} if self._decisions else {},
         )
 
 

@@ -5,10 +5,10 @@ from datetime import datetime
 import msgspec
 
 from matrixinfer.gateway.access import AccessRecord, DecisionRecord
-from matrixinfer.gateway.core.schedule.record import Recorded
 from matrixinfer.gateway.core.tracecontext import TraceContext
 from matrixinfer.gateway.core.types import Endpoint, Server
 from matrixinfer.gateway.core.usage import Usage
+from matrixinfer.gateway.placing import Placement
 from matrixinfer.gateway.stats import Series
 from matrixinfer.gateway.tracing import Spans
 from matrixinfer.gateway.wire.message import Exchange, Headers
@@ -39,9 +39,11 @@ class Trace(msgspec.Struct):
     """The engine was asked to count the stream, and the client shall not see it."""
     server: Server | None = None
     endpoint: Endpoint | None = None
-    decision: DecisionRecord | None = None
-    recorded: Recorded | None = None
-    """The newest decision, to be replayed and explained."""
+    placed: Placement | None = None
+    """The newest decision; below, where its table led to it."""
+    rule: str = ""
+    target: str = ""
+    revision: int = 0
     retries: int = 0
     stale: int = 0
     tripped: bool = False
@@ -71,10 +73,31 @@ class Trace(msgspec.Struct):
     @property
     def answer_headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that every answer has."""
-        if self.tells_decision and self.decision is not None and self.endpoint is not None:
-            told = self.decision.header(self.endpoint.pod, self.retries + 1)
+        if self.tells_decision and (decision := self.decision) is not None and self.endpoint is not None:
+            told = decision.header(self.endpoint.pod, self.retries + 1)
             return [self.id_header, (b"x-matrixinfer-decision", told)]
         return [self.id_header]
+
+    @property
+    def decision(self) -> DecisionRecord | None:
+        """What the newest decision is told as; made by who tells it."""
+        placed = self.placed
+        if placed is None:
+            return None
+        decision, rung = placed.decision, placed.rung
+        best = max(decision.scores)
+        return DecisionRecord(
+            self.revision,
+            self.rule,
+            self.target,
+            len(decision.candidates),
+            decision.scores.count(best),
+            round(best, 4),
+            {removal.filter: len(removal.positions) for removal in decision.removals},
+            placed.view.prompt_tokens,
+            placed.cached_tokens,
+            rung.label if rung else "",
+        )
 
     @property
     def context_headers(self) -> Headers:

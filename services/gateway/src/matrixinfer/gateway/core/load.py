@@ -7,6 +7,7 @@ with everything, and the age of what is known travels with it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from math import inf, nan
 from typing import Final
 
@@ -14,6 +15,8 @@ import msgspec
 
 __all__ = [
     "BYTES_PER_TOKEN",
+    "FRESH_SECONDS",
+    "KV_COMFORT",
     "UNKNOWN",
     "Burden",
     "EngineLoads",
@@ -27,6 +30,10 @@ __all__ = [
 
 BYTES_PER_TOKEN: Final = 4
 """What a token of English text weighs, about."""
+FRESH_SECONDS: Final = 5.0
+"""Over this time the word of an engine fades from full to nothing."""
+KV_COMFORT: Final = 0.8
+"""Below this use of the KV memory nothing has to wait for it."""
 _DECODE_TOKENS: Final = 256
 _AT_LEAST_TOKENS: Final = 16
 # What an engine is taken for that shows nothing until it is done: a slow one, so that it is never taken for idle early.
@@ -111,9 +118,9 @@ UNKNOWN: Final = EngineReport()
 """Of an engine that was never scraped."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class EngineLoads:
-    """The newest report of each engine, in columns."""
+    """The newest report of each engine, in columns, and what follows from them alone: many decisions see one report."""
 
     ages: Sequence[float]
     """Seconds since the engine said it; infinite when it never did."""
@@ -126,6 +133,33 @@ class EngineLoads:
     kv_tokens: Sequence[float]
     ttft_seconds: Sequence[float]
     tpot_seconds: Sequence[float]
+
+    @cached_property
+    def at_work(self) -> Sequence[float]:
+        """Requests that each engine has, waiting ones included; negative where it says none, or said it long ago."""
+        columns = zip(self.running, self.waiting, self.ages, strict=True)
+        # NaN compares false.
+        return [
+            running + waiting if running + waiting > 0.0 and age < FRESH_SECONDS else -1.0
+            for running, waiting, age in columns
+        ]
+
+    @cached_property
+    def adds_work(self) -> bool:
+        """Whether any engine says something that may add to our own counts."""
+        return any(self.failures) or max(self.at_work, default=-1.0) > 0.0
+
+    @cached_property
+    def lacks_memory(self) -> bool:
+        """Whether any engine's memory for keys and values is not known to have room."""
+        # Who says nothing does not count as comfortable.
+        columns = zip(self.kv_usage, self.ages, strict=True)
+        return not all(usage <= KV_COMFORT and age < FRESH_SECONDS for usage, age in columns)
+
+    @cached_property
+    def tells_memory(self) -> bool:
+        """Whether any engine said of late how much of that memory is used."""
+        return any(usage >= 0.0 and age < FRESH_SECONDS for usage, age in zip(self.kv_usage, self.ages, strict=True))
 
     @staticmethod
     def unknown(count: int) -> "EngineLoads":

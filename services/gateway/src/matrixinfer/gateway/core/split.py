@@ -6,6 +6,7 @@ share to the others.
 """
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 from xxhash import xxh3_64_intdigest
 
@@ -13,13 +14,19 @@ from matrixinfer.gateway.core.types import Rule, Target
 
 __all__ = ["choose_target", "draw", "weighted"]
 
-_UNIT = 1 << 64
+# 53 bits are what a float holds, so the result is never 1.0.
+_DROPPED_BITS = 11
+_UNIT = 1 << 53
+
+
+@lru_cache(maxsize=64)
+def _seed(salt: str) -> int:
+    return xxh3_64_intdigest(salt.encode())
 
 
 def draw(request_id: str, salt: str) -> float:
     """Return a number in [0, 1) that depends on nothing but its arguments; different salts are independent."""
-    # 53 bits survive the division, so the result is never 1.0.
-    return (xxh3_64_intdigest(f"{salt}\0{request_id}".encode()) >> 11) / (_UNIT >> 11)
+    return (xxh3_64_intdigest(request_id.encode(), _seed(salt)) >> _DROPPED_BITS) / _UNIT
 
 
 def weighted(weights: Sequence[int], number: float) -> int | None:

@@ -52,7 +52,10 @@ class RouteEntry:
 
     def rule_for(self, ask: Ask) -> Rule | None:
         """Return the first rule that holds."""
-        return next((rule for holds, rule in self.rules if holds(ask)), None)
+        for holds, rule in self.rules:
+            if holds(ask):
+                return rule
+        return None
 
 
 @dataclass(frozen=True, slots=True)

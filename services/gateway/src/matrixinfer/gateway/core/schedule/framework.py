@@ -26,6 +26,7 @@ __all__ = [
     "Decision",
     "Draw",
     "Filter",
+    "Part",
     "Picker",
     "Profile",
     "Refused",
@@ -52,9 +53,11 @@ _LOW_BITS: Final = 32
 
 Filter: TypeAlias = Callable[[View, Sequence[int]], Sequence[int]]
 """Returns what it keeps; the very sequence it was given when it keeps all."""
-Scorer: TypeAlias = Callable[["Contest"], Sequence[float]]
-"""Returns one number in [0, 1] per candidate, on a scale of its own that others' numbers do not move; nothing at all
-when it tells nobody apart."""
+Part: TypeAlias = Sequence[float] | dict[int, float]
+"""A number for each candidate, or for a few of them, by their indices, where all others have none."""
+Scorer: TypeAlias = Callable[["Contest"], Part]
+"""Returns numbers in [0, 1], on a scale of its own that others' numbers do not move; nothing at all when it tells nobody
+apart."""
 Picker: TypeAlias = Callable[[View, Sequence[int], Sequence[float], Draw], int]
 """Returns one of the candidates."""
 
@@ -72,30 +75,18 @@ class Profile:
 
 
 class Contest:
-    """Who is still in the running, and what several scorers want to know of them, worked out at most once."""
+    """Who is still in the running, and what several scorers want to know of them."""
 
-    __slots__ = ("_holders", "_work", "candidates", "view")
+    __slots__ = ("candidates", "holders", "view", "work")
 
     def __init__(self, view: View, candidates: Sequence[int]) -> None:
         self.view = view
         self.candidates = candidates
-        self._work: list[float] | None = None
-        self._holders: list[tuple[int, int]] | None = None
-
-    @property
-    def work(self) -> list[float]:
+        self.work = work(view, candidates)
         """Tokens that stand before the request at each candidate, its own not counted."""
-        if self._work is None:
-            self._work = work(self.view, self.candidates)
-        return self._work
-
-    @property
-    def holders(self) -> list[tuple[int, int]]:
+        cached = view.cached_tokens
+        self.holders = [(candidates.index(i), cached[i]) for i in cached if i in candidates] if cached else ()
         """Who has a part of the prompt: indices into `candidates`, with the tokens."""
-        if self._holders is None:
-            candidates, cached = self.candidates, self.view.cached_tokens
-            self._holders = [(candidates.index(i), tokens) for i, tokens in cached.items() if i in candidates]
-        return self._holders
 
 
 class Removal(msgspec.Struct, frozen=True):
@@ -145,19 +136,23 @@ def _decide(profile: Profile, view: View, draw: Draw, candidates: Sequence[int])
         candidates = kept
     if not candidates:
         return Refused("", removals)
-    scores = _total(profile, Contest(view, candidates))
+    scores = _total(profile, Contest(view, candidates)) if profile.scorers else [0.0] * len(candidates)
     name, pick = profile.picker
     position = pick(view, candidates, scores, draw)
     return Decision(view.endpoints[position], position, candidates, scores, removals, name)
 
 
 def _total(profile: Profile, contest: Contest) -> Sequence[float]:
-    total: Sequence[float] = ()
+    total: list[float] = []
     for _, weight, score in profile.scorers:
         part = score(contest)
         if not part:
             continue
-        if total:
+        if isinstance(part, dict):
+            total = total or [0.0] * len(contest.candidates)
+            for at, value in part.items():
+                total[at] += weight * value
+        elif total:
             total = [so_far + weight * value for so_far, value in zip(total, part, strict=True)]
         else:
             total = [weight * value for value in part]

@@ -7,7 +7,7 @@ decision can be recorded; encoding and explaining cost more and are for those th
 The trap: numbers in a view may be NaN or infinite, which JSON cannot say. Records travel as msgpack.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import msgspec
@@ -148,8 +148,13 @@ def _scores(profile: Profile, view: View, decision: Decision | None) -> Mapping[
     if decision is None:
         return {}
     contest = Contest(view, decision.candidates)
-    parts = [(name, score(contest)) for name, _, score in profile.scorers]
-    return {i: {name: values[at] for name, values in parts if values} for at, i in enumerate(decision.candidates)}
+    parts = {name: part for name, _, score in profile.scorers if (part := score(contest))}
+    scores = {name: part if isinstance(part, Sequence) else _spread(part, decision) for name, part in parts.items()}
+    return {i: {name: values[at] for name, values in scores.items()} for at, i in enumerate(decision.candidates)}
+
+
+def _spread(part: Mapping[int, float], decision: Decision) -> Sequence[float]:
+    return [part.get(at, 0.0) for at in range(len(decision.candidates))]
 
 
 def _verdict(

@@ -25,9 +25,10 @@ class Rung(IntEnum):
     @property
     def label(self) -> str:
         """The name in metrics, logs and explanations."""
-        return self.name.lower().replace("_", "-")
+        return _LABELS[self]
 
 
+_LABELS: Final = {rung: rung.name.lower().replace("_", "-") for rung in Rung}
 _LATE_SECONDS: Final = (0.02, 0.05, 0.15)
 """Lag of the loop that leads to the first, second and third rung below."""
 _BUSY_SHARE: Final = 0.9

@@ -8,8 +8,8 @@ that what a request does not need costs it nothing.
 from collections.abc import Sequence
 from typing import Final
 
-from matrixinfer.gateway.core.schedule.framework import Contest
-from matrixinfer.gateway.core.schedule.work import FRESH_SECONDS
+from matrixinfer.gateway.core.load import FRESH_SECONDS, KV_COMFORT
+from matrixinfer.gateway.core.schedule.framework import Contest, Part
 
 __all__ = ["adapter_affinity", "kv_usage", "least_load", "prefix_affinity", "token_load"]
 
@@ -20,8 +20,6 @@ _GUARD_SLACK_TOKENS: Final = 768.0
 """Differences below this are no reason to give up an affinity."""
 _HOME_SCORE: Final = 0.25
 """For where a prompt belongs that nobody has: less than for having a part of it worth the name."""
-_KV_COMFORT: Final = 0.8
-"""Below this use of the KV memory nothing has to wait for it."""
 
 
 def token_load(contest: Contest) -> Sequence[float]:
@@ -39,30 +37,35 @@ def token_load(contest: Contest) -> Sequence[float]:
     return scores
 
 
-def prefix_affinity(contest: Contest) -> Sequence[float]:
+def prefix_affinity(contest: Contest) -> Part:
     """The share of the prompt that is cached here and not everywhere, where the load allows it.
 
     Nobody far above the mean gains by what he has. Beyond what `token_load` makes of saved work this keeps a prefix on
     few endpoints, so that the memory of the others is free for other prefixes. A prompt that nobody has goes home,
     where the other gateways send it too, unless home is busier than the mean.
     """
-    home = contest.view.home
-    if not contest.holders and home is None:
-        return ()
-    view, candidates, others = contest.view, contest.candidates, list(contest.work)
+    view, candidates, before, holders = contest.view, contest.candidates, contest.work, contest.holders
+    home = view.home
+    if not holders and home is None:
+        return {}
     common, total, prefill = view.common_tokens, max(view.prompt_tokens, 1), view.prefill_tokens
-    held = [(at, min(max(cached - common, 0), total)) for at, cached in contest.holders]
-    for at, tokens in held:
+    all_work, held = sum(before), []
+    for at, cached in holders:
+        tokens = min(max(cached - common, 0), total)
         # Of what the endpoint has still to read this prompt's beginning may be a part, to be read wherever it goes.
-        others[at] -= min(tokens, prefill[candidates[at]])
-    most = _guard(others)
-    scores = [0.0] * len(others)
+        same = min(tokens, prefill[candidates[at]])
+        all_work -= same
+        held.append((at, tokens / total, before[at] - same))
+    mean = all_work / len(before)
+    scores: dict[int, float] = {}
     if home is not None and home in candidates:
-        at, mean = candidates.index(home), sum(others) / len(others)
-        scores[at] = _HOME_SCORE if others[at] <= mean + _GUARD_SLACK_TOKENS else 0.0
-    for at, tokens in held:
-        if others[at] <= most:
-            scores[at] = max(scores[at], tokens / total)
+        at = candidates.index(home)
+        others = next((work for holder, _, work in held if holder == at), before[at])
+        scores[at] = _HOME_SCORE if others <= mean + _GUARD_SLACK_TOKENS else 0.0
+    most = _GUARD_FACTOR * mean + _GUARD_SLACK_TOKENS
+    for at, share, others in held:
+        if others <= most:
+            scores[at] = max(scores.get(at, 0.0), share)
     return scores
 
 
@@ -86,18 +89,14 @@ def _guard(loads: Sequence[float]) -> float:
 def kv_usage(contest: Contest) -> Sequence[float]:
     """1 while the KV memory has room, falling to 0 as it fills; what is old or unknown is taken for the mean."""
     engines = contest.view.engines
-    if engines is None:
+    if engines is None or not engines.lacks_memory or not engines.tells_memory:
         return ()
     ages, usages, candidates = engines.ages, engines.kv_usage, contest.candidates
-    # NaN compares false, so who says nothing does not count as comfortable.
-    for i in candidates:
-        if not (usages[i] <= _KV_COMFORT and ages[i] < FRESH_SECONDS):
-            break
-    else:
+    if all(usages[i] <= KV_COMFORT and ages[i] < FRESH_SECONDS for i in candidates):
         return ()
     # A NaN goes through `min` when it comes first, and is not >= 0, like what is old.
     scores = [
-        min((1.0 - usages[i]) / (1.0 - _KV_COMFORT), 1.0) if ages[i] < FRESH_SECONDS else -1.0 for i in candidates
+        min((1.0 - usages[i]) / (1.0 - KV_COMFORT), 1.0) if ages[i] < FRESH_SECONDS else -1.0 for i in candidates
     ]
     known = [score for score in scores if score >= 0.0]
     if not known:

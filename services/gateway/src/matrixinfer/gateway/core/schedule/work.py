@@ -9,14 +9,13 @@ same engine for a second.
 from collections.abc import Sequence
 from typing import Final
 
+from matrixinfer.gateway.core.load import FRESH_SECONDS
 from matrixinfer.gateway.core.schedule.view import View
 
-__all__ = ["DECODE_WEIGHT", "FRESH_SECONDS", "work"]
+__all__ = ["DECODE_WEIGHT", "work"]
 
 DECODE_WEIGHT: Final = 0.125
 """A token to be written beside others costs this part of one to be read: a batch writes one for each in one step."""
-FRESH_SECONDS: Final = 5.0
-"""Over this time the word of an engine fades from full to nothing."""
 _OWN_FACTOR: Final = 1.25
 _OWN_SLACK: Final = 4.0
 """So much more than our own requests is still ours."""
@@ -31,20 +30,17 @@ _SILENCE_LIMIT: Final = 8.0
 def work(view: View, candidates: Sequence[int]) -> list[float]:
     """Return the tokens that stand before a request at each candidate, this request's own not counted."""
     prefill, decode, engines = view.prefill_tokens, view.decode_tokens, view.engines
-    if engines is None:
-        return [prefill[i] + DECODE_WEIGHT * decode[i] for i in candidates]
-    requests, running, waiting = view.requests, engines.running, engines.waiting
+    found = [prefill[i] + DECODE_WEIGHT * decode[i] for i in candidates]
+    if engines is None or not engines.adds_work:
+        return found
+    requests, at_work, waiting = view.requests, engines.at_work, engines.waiting
     ages, failures = engines.ages, engines.failures
-    found = []
-    for i in candidates:
-        tokens = prefill[i] + DECODE_WEIGHT * decode[i]
-        foreign = running[i] + waiting[i] - _OWN_FACTOR * requests[i] - _OWN_SLACK
-        # NaN compares false: what the engine does not say adds nothing.
-        if foreign > 0.0 and ages[i] < FRESH_SECONDS:
-            tokens += _foreign_work(foreign, waiting[i]) * (1.0 - ages[i] / FRESH_SECONDS)
+    for at, i in enumerate(candidates):
+        foreign = at_work[i] - _OWN_FACTOR * requests[i] - _OWN_SLACK
+        if foreign > 0.0:
+            found[at] += _foreign_work(foreign, waiting[i]) * (1.0 - ages[i] / FRESH_SECONDS)
         if failures[i]:
-            tokens += min(failures[i], _SILENCE_LIMIT) * _SILENCE_TOKENS
-        found.append(tokens)
+            found[at] += min(failures[i], _SILENCE_LIMIT) * _SILENCE_TOKENS
     return found
 
 
