@@ -15,7 +15,7 @@ from tests.fuzz.machines import Loop, Tasks, Transport, turn
 
 from matrixinfer.gateway.wire import server
 from matrixinfer.gateway.wire.inlet import InletLimits
-from matrixinfer.gateway.wire.message import Exchange, Headers, Refusal, Request, end_to_end, request_head
+from matrixinfer.gateway.wire.message import HOP_BY_HOP, Exchange, Headers, Refusal, Request, end_to_end, request_head
 from matrixinfer.gateway.wire.server import HttpInlet, _Connection
 
 # Limits that an input cannot reach, so that only its bytes decide; and others that it can hardly keep.
@@ -169,7 +169,7 @@ def _travels_well(request: Request) -> None:
     """What an engine would be sent is one request, the same one, to a parser that never saw ours."""
     headers = [
         (b"host", b"engine:8000"),
-        *end_to_end(request.headers, drop=frozenset({b"host", b"content-length", b"expect"})),
+        *end_to_end(request.headers, drop=HOP_BY_HOP | {b"host", b"content-length", b"expect"}),
         (b"content-length", b"%d" % len(request.body)),
     ]
     data = request_head(request.method, request.target, headers) + request.body

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import h11
 from tests.fuzz.machines import Transport
 
-from matrixinfer.gateway.wire.message import Headers, end_to_end, has_no_body, response_head
+from matrixinfer.gateway.wire.message import HOP_BY_HOP, Headers, end_to_end, has_no_body, response_head
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 
 _REQUEST = b"POST / HTTP/1.1\r\nhost: engine\r\ncontent-length: 0\r\n\r\n"
@@ -141,7 +141,7 @@ def _travels_well(story: Story) -> None:
     """What a client would be sent is one answer, and the same."""
     assert story.status is not None
     framing = [] if has_no_body(story.status) else [(b"content-length", b"%d" % len(story.body))]
-    headers = [*end_to_end(story.headers, drop=frozenset({b"content-length"})), *framing]
+    headers = [*end_to_end(story.headers, drop=HOP_BY_HOP | {b"content-length"}), *framing]
     connection = _asked()
     connection.receive_data(response_head(story.status, headers) + story.body)
     body = bytearray()

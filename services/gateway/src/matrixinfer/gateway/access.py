@@ -1,7 +1,8 @@
 """One line per request on stdout: who asked what, which pod answered, why that one, and where the time went.
 
-Prompts, tokens and credentials never get here. Lines are gathered for a moment and written by a thread, because a
-slow reader of stdout must not stop the streams; what does not fit into the backlog is dropped and counted.
+Prompts, tokens and credentials never get here. Records are gathered for a moment, encoded together and written by a
+thread, because a slow reader of stdout must not stop the streams; what does not fit into the backlog is dropped and
+counted.
 """
 
 import asyncio
@@ -9,15 +10,20 @@ import os
 import queue
 import threading
 from datetime import datetime
+from typing import Final
 
 import msgspec
 
-__all__ = ["AccessLog", "AccessRecord", "DecisionRecord"]
+__all__ = ["LINE_BEGIN", "AccessLog", "AccessRecord", "DecisionRecord"]
 
 _FLUSH_SECONDS = 0.1
-# Each chunk wakes the writing thread, and a thread that wakes takes the interpreter from the streams for a moment.
-_FLUSH_BYTES = 128 * 1024
+# Each chunk wakes the writing thread, and a thread that wakes takes the interpreter from the streams for a moment; so
+# does the encoding of very many lines.
+_FLUSH_LINES = 128
 _BACKLOG_CHUNKS = 64
+
+LINE_BEGIN: Final = ("gateway", "info", "request")
+"""What every line says of its service, level and event."""
 
 
 class DecisionRecord(msgspec.Struct, omit_defaults=True):
@@ -73,9 +79,10 @@ class AccessRecord(msgspec.Struct, omit_defaults=True):
     path: str
     status: int
     outcome: str
-    service: str = msgspec.field(default_factory=lambda: "gateway")
-    level: str = msgspec.field(default_factory=lambda: "info")
-    event: str = msgspec.field(default_factory=lambda: "request")
+    # Made, so that they are no defaults to be left out.
+    service: str = msgspec.field(default_factory=lambda: LINE_BEGIN[0])
+    level: str = msgspec.field(default_factory=lambda: LINE_BEGIN[1])
+    event: str = msgspec.field(default_factory=lambda: LINE_BEGIN[2])
     worker: int = -1
     client: str = ""
     model: str = ""
@@ -112,9 +119,8 @@ class AccessLog:
         self.dropped = 0
         """Lines lost because nobody read them."""
         self._fd = fd
-        self._encode = msgspec.json.Encoder().encode
-        self._lines: list[bytes] = []
-        self._size = 0
+        self._encode_lines = msgspec.json.Encoder().encode_lines
+        self._records: list[AccessRecord] = []
         self._timer: asyncio.TimerHandle | None = None
         self._chunks: queue.Queue[bytes | None] = queue.Queue(_BACKLOG_CHUNKS)
         self._thread = threading.Thread(target=self._write_all, name="access-log", daemon=True)
@@ -122,10 +128,8 @@ class AccessLog:
 
     def write(self, record: AccessRecord) -> None:
         """Log one request."""
-        line = self._encode(record)
-        self._lines.append(line)
-        self._size += len(line)
-        if self._size >= _FLUSH_BYTES:
+        self._records.append(record)
+        if len(self._records) >= _FLUSH_LINES:
             self._flush()
         elif self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(_FLUSH_SECONDS, self._flush)
@@ -143,14 +147,13 @@ class AccessLog:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if not self._lines:
+        if not self._records:
             return
-        chunk = b"\n".join((*self._lines, b""))
+        records, self._records = self._records, []
         try:
-            self._chunks.put_nowait(chunk)
+            self._chunks.put_nowait(self._encode_lines(records))
         except queue.Full:
-            self.dropped += len(self._lines)
-        self._lines, self._size = [], 0
+            self.dropped += len(records)
 
     def _write_all(self) -> None:
         while (chunk := self._chunks.get()) is not None:

@@ -26,7 +26,7 @@ from matrixinfer.gateway.ledger import LedgerPage
 from matrixinfer.gateway.terms import Terms
 from matrixinfer.gateway.trace import Trace
 from matrixinfer.gateway.tracing import AttemptTimes, Tracer
-from matrixinfer.gateway.wire.message import Exchange, Request, authority, end_to_end, request_head
+from matrixinfer.gateway.wire.message import HOP_BY_HOP, Exchange, Request, authority, end_to_end, request_head
 from matrixinfer.gateway.wire.pool import ConnectError, Peer, UpstreamPool
 from matrixinfer.gateway.wire.relay import Outcome, Relay, is_event_stream
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
@@ -38,21 +38,19 @@ _TAKE_STREAM_OPTIONS = frozenset({b"/v1/chat/completions", b"/v1/completions"})
 
 # The client's credentials are for the gateway, not for whoever runs a pod. Without Accept-Encoding the engine answers
 # plainly. Framing, host and request id are written anew.
-_NOT_FOR_ENGINES = frozenset(
-    {
-        b"accept-encoding",
-        b"api-key",
-        b"authorization",
-        b"content-length",
-        b"cookie",
-        b"expect",
-        b"host",
-        b"x-api-key",
-        b"x-goog-api-key",
-        b"x-matrixinfer-explain",
-        b"x-request-id",
-    }
-)
+_NOT_FOR_ENGINES = HOP_BY_HOP | {
+    b"accept-encoding",
+    b"api-key",
+    b"authorization",
+    b"content-length",
+    b"cookie",
+    b"expect",
+    b"host",
+    b"x-api-key",
+    b"x-goog-api-key",
+    b"x-matrixinfer-explain",
+    b"x-request-id",
+}
 
 _NOT_FOR_ENGINES_OF_TRACED = _NOT_FOR_ENGINES | {b"traceparent", b"tracestate"}
 
@@ -97,7 +95,6 @@ class Attempts:
         self._clock = clock
         self._gone: frozenset[str] = frozenset()
         self._connecting: defaultdict[str, set[asyncio.Timeout]] = defaultdict(set)
-        self._in_flight: defaultdict[str, set[Relay]] = defaultdict(set)
         self._claims: dict[Relay, tuple[Claim, Choice, Trace]] = {}
         # Those of a few claims only: when the request was sent that is to prove its endpoint.
         self._trials: dict[Claim, float] = {}
@@ -112,7 +109,8 @@ class Attempts:
             for limit in self._connecting.get(uid, ()):
                 if not limit.expired():
                     limit.reschedule(0.0)
-            for relay in tuple(self._in_flight.get(uid, ())):
+        if gone:
+            for relay in [relay for relay, (_, choice, _) in self._claims.items() if choice.endpoint.uid in gone]:
                 relay.endpoint_gone()
 
     @property
@@ -243,8 +241,6 @@ class Attempts:
             phase=self._relays,
             hidden=HiddenUsage() if trace.hides_usage else None,
         )
-        relays = self._in_flight[endpoint.uid]
-        relays.add(relay)
         self._claims[relay] = claim, choice, trace
         sent = clock()
         try:
@@ -256,10 +252,7 @@ class Attempts:
             outcome = await relay.outcome
         finally:
             relay.stop()
-            relays.discard(relay)
             del self._claims[relay]
-            if not relays:
-                self._in_flight.pop(endpoint.uid, None)
             _note_answer(trace, relay, exchange)
             if trace.is_event_stream and relay.first_body_at is not None:
                 self._health.first_token(endpoint, relay.first_body_at - sent)
@@ -352,12 +345,13 @@ def _outgoing(request: Request, choice: Choice, trace: Trace) -> bytes:
         body = _with_model(request, choice.model)
     if trace.hides_usage:
         body = with_usage(body)
-    headers = [
-        (b"host", authority(endpoint.address, endpoint.port)),
-        *end_to_end(request.headers, drop=_NOT_FOR_ENGINES if trace.context is None else _NOT_FOR_ENGINES_OF_TRACED),
-        trace.id_header,
-        *trace.context_headers,
-    ]
+    headers = [(b"host", authority(endpoint.address, endpoint.port))]
+    if trace.context is None:
+        headers += end_to_end(request.headers, drop=_NOT_FOR_ENGINES)
+    else:
+        headers += end_to_end(request.headers, drop=_NOT_FOR_ENGINES_OF_TRACED)
+        headers += trace.context_headers
+    headers.append(trace.id_header)
     if body or request.method == "POST":
         headers.append((b"content-length", b"%d" % len(body)))
     return request_head(request.method, _spelled(request, server), headers) + body

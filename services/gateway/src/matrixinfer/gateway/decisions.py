@@ -1,12 +1,12 @@
 """The newest decisions of a worker, kept so that somebody may ask why a request went where it went.
 
 A record holds references to what the decision was made from, so keeping one costs next to nothing; explaining,
-replaying and encoding happen when somebody asks. Bounded in requests and, because each candidate of a decision holds a
+replaying and encoding happen when somebody asks. Bounded in number and, because each candidate of a decision holds a
 few numbers, in candidates. The trap: an answer that is worked out from the loads of now would be a guess, so only what
 was recorded is looked at.
 """
 
-from collections import OrderedDict
+from collections import deque
 from datetime import datetime
 
 import msgspec
@@ -16,9 +16,9 @@ from matrixinfer.gateway.core.schedule.record import Explanation, Recorded, expl
 
 __all__ = ["DecisionBook", "Noted", "Page"]
 
-_REQUESTS = 1024
+_DECISIONS = 1024
 _CANDIDATES = 64 * 1024
-_PER_REQUEST = 16
+_TOLD = 16
 
 
 class Noted(msgspec.Struct, frozen=True):
@@ -58,40 +58,31 @@ class Page(msgspec.Struct, frozen=True):
 class DecisionBook:
     """Remembers the newest decisions."""
 
-    def __init__(self, worker: int, *, requests: int = _REQUESTS, candidates: int = _CANDIDATES) -> None:
-        """Keep at most so many requests, and so many candidates over all of their decisions."""
+    def __init__(self, worker: int, *, decisions: int = _DECISIONS, candidates: int = _CANDIDATES) -> None:
+        """Keep at most so many decisions, and so many candidates over all of them."""
         self._worker = worker
-        self._requests = requests
+        self._most = decisions
         self._candidates = candidates
         self._held = 0
-        self._notes: OrderedDict[str, tuple[Noted, ...]] = OrderedDict()
+        self._notes: deque[Noted] = deque()
 
     def note(self, noted: Noted) -> None:
         """Remember a decision, and forget the oldest ones that there is no more room for."""
-        notes, request_id = self._notes, noted.recorded.request_id
-        of_request = notes.get(request_id)
-        if of_request is None:
-            notes[request_id] = (noted,)
-        else:
-            # The newest only: a client may give all of its requests one name.
-            notes[request_id] = (*of_request[1 - _PER_REQUEST :], noted)
-            self._held -= sum(map(_candidates, of_request[: 1 - _PER_REQUEST]))
-        self._held += _candidates(noted)
-        while len(notes) > self._requests or (self._held > self._candidates and len(notes) > 1):
-            _, forgotten = notes.popitem(last=False)
-            for one in forgotten:
-                self._held -= _candidates(one)
+        notes = self._notes
+        notes.append(noted)
+        self._held += len(noted.recorded.view.endpoints)
+        while len(notes) > self._most or (self._held > self._candidates and len(notes) > 1):
+            self._held -= len(notes.popleft().recorded.view.endpoints)
 
     def explain(self, request_id: str) -> bytes | None:
         """Return the story of a request as JSON; None when it is not remembered."""
-        notes = self._notes.get(request_id)
-        if notes is None:
+        # Nearly nobody asks: a look at all of them is cheaper than an index for each.
+        notes = [noted for noted in self._notes if noted.recorded.request_id == request_id]
+        if not notes:
             return None
-        return msgspec.json.encode(Page(request_id, self._worker, tuple(_told(noted) for noted in notes)))
-
-
-def _candidates(noted: Noted) -> int:
-    return len(noted.recorded.view.endpoints)
+        # A client may give all of its requests one name.
+        told = tuple(_told(noted) for noted in notes[-_TOLD:])
+        return msgspec.json.encode(Page(request_id, self._worker, told))
 
 
 def _told(noted: Noted) -> _Told:

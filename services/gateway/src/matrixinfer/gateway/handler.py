@@ -24,7 +24,7 @@ from matrixinfer.gateway.core.form import form_boundary, is_multipart, peek_form
 from matrixinfer.gateway.core.match import Ask
 from matrixinfer.gateway.core.objects import Keeper
 from matrixinfer.gateway.core.peek import BodyError, Peek, peek
-from matrixinfer.gateway.core.prompt import NOTHING, read_prompt
+from matrixinfer.gateway.core.prompt import NOTHING, Prompt, read_body
 from matrixinfer.gateway.core.retry import Failure, RetryPolicy, may_retry, status_is_transient
 from matrixinfer.gateway.core.schedule.record import Recorded
 from matrixinfer.gateway.core.schedule.rung import Rung
@@ -137,7 +137,7 @@ class Handler:
             access=access,
             now=now,
             clock=clock,
-            request_id=self._request_id,
+            request_id=lambda headers: self._request_id(header(headers, b"x-request-id")),
         )
         """Answers what the inlet could not accept."""
         self._budgets = Budgets(defaults.retry_budget)
@@ -182,7 +182,7 @@ class Handler:
     async def __call__(self, exchange: Exchange) -> None:
         """Answer one exchange, whatever happens, and account for it."""
         request = exchange.request
-        trace = Trace(self._request_id(request.headers), self._unrouted, self._unrouted)
+        trace = Trace(self._request_id(request.header(b"x-request-id")), self._unrouted, self._unrouted)
         try:
             await self._answer(exchange, trace)
         except GatewayError as error:
@@ -269,14 +269,14 @@ class Handler:
 
     async def _infer(self, exchange: Exchange, trace: Trace) -> None:
         request = exchange.request
-        wanted = _peek(request)
+        wanted, prompt = self._read(request)
         trace.model, trace.stream, trace.has_stream_options = wanted.model, wanted.stream, wanted.has_stream_options
         ask = Ask(wanted.model, request.path.decode(errors="replace"), _HeaderTexts(request.headers))
         trace.tells_decision = self._decision_header == "always" or (
             self._decision_header == "asked" and request.header(b"x-matrixinfer-explain") is not None
         )
         kept_by = self._ledger.find(wanted.previous) if wanted.previous else None
-        load = self._load(request)
+        load = Load(len(request.body), prompt)
         tried = _NOBODY
         began = asyncio.get_running_loop().time()
         asked = None if request.header(b"x-request-timeout") is None else _asked_seconds(ask)
@@ -306,11 +306,20 @@ class Handler:
             trace.series.retry(outcome.failure.value)
             await self._pause(trace, agreed.retry.interval_seconds)
 
-    def _load(self, request: Request) -> Load:
-        """Read the prompt, where the path has one that engines keep and there is time for it."""
-        body = request.body
-        reads = self.rung <= Rung.SHORT_PREFIX and len(body) <= _PROMPT_LIMIT_BYTES and is_generation(request.path)
-        return Load(len(body), read_prompt(body) if reads else NOTHING)
+    def _read(self, request: Request) -> tuple[Peek, Prompt]:
+        """Read what is asked, and the prompt, where the path has one that engines keep and there is time for it."""
+        coding = request.header(b"content-encoding")
+        if coding is not None and coding.strip().lower() != b"identity":
+            raise errors.unsupported_coding(coding.decode(errors="replace"))
+        media, body = request.header(b"content-type") or b"", request.body
+        try:
+            if is_multipart(media):
+                return peek_form(body, form_boundary(media)), NOTHING
+            if self.rung <= Rung.SHORT_PREFIX and len(body) <= _PROMPT_LIMIT_BYTES and is_generation(request.path):
+                return read_body(body)
+            return peek(body), NOTHING
+        except BodyError as exc:
+            raise errors.bad_body(str(exc), exc.param) from exc
 
     def _choose(
         self, ask: Ask, trace: Trace, load: Load, tried: frozenset[str], kept_by: Keeper | None
@@ -437,8 +446,7 @@ class Handler:
 
     # -- accounting -----------------------------------------------------------------------------------------------
 
-    def _request_id(self, headers: Headers) -> str:
-        given = header(headers, b"x-request-id")
+    def _request_id(self, given: bytes | None) -> str:
         # Visible ASCII only: it goes into a header, a log line and the engine's own ids.
         if given and len(given) <= _REQUEST_ID_LIMIT and all(0x21 <= c <= 0x7E for c in given):
             return given.decode()
@@ -479,17 +487,6 @@ def _asked_seconds(ask: Ask) -> float | None:
     except (KeyError, ValueError):
         return None
     return seconds if 0 < seconds < inf else None
-
-
-def _peek(request: Request) -> Peek:
-    coding = request.header(b"content-encoding")
-    if coding is not None and coding.strip().lower() != b"identity":
-        raise errors.unsupported_coding(coding.decode(errors="replace"))
-    media = request.header(b"content-type") or b""
-    try:
-        return peek_form(request.body, form_boundary(media)) if is_multipart(media) else peek(request.body)
-    except BodyError as exc:
-        raise errors.bad_body(str(exc), exc.param) from exc
 
 
 def _answer_with(exchange: Exchange, status: int, headers: Headers, body: bytes) -> None:

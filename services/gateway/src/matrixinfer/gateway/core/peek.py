@@ -6,7 +6,7 @@ order are none of its business: the body travels on as the bytes that came in.
 
 import msgspec
 
-__all__ = ["BodyError", "Peek", "model_name", "peek"]
+__all__ = ["BodyError", "Members", "Peek", "model_name", "peek", "peeked"]
 
 _NAME_LIMIT = 512
 """Characters of a model's name, or bytes of an id. Names go into errors and logs: nobody may blow them up."""
@@ -31,7 +31,9 @@ class Peek(msgspec.Struct, frozen=True, gc=False):
     """Whether the client says what the stream shall hold; a form, which cannot, is left as if it had."""
 
 
-class _Members(msgspec.Struct):
+class Members(msgspec.Struct):
+    """Those that routing looks at, as they are decoded."""
+
     model: str | None = None
     # Raw, because its type is the engine's to judge: only the literal `true` means something here.
     stream: msgspec.Raw = msgspec.Raw()
@@ -39,7 +41,7 @@ class _Members(msgspec.Struct):
     stream_options: msgspec.Raw = msgspec.Raw()
 
 
-_decoder = msgspec.json.Decoder(_Members)
+_decoder = msgspec.json.Decoder(Members)
 
 
 def peek(body: bytes) -> Peek:
@@ -57,6 +59,11 @@ def peek(body: bytes) -> Peek:
     # UnicodeDecodeError and msgspec.DecodeError are ValueErrors; both mean that this is not JSON.
     except ValueError as exc:
         raise BodyError(f"The request body is not valid JSON: {exc}") from exc
+    return peeked(members)
+
+
+def peeked(members: Members) -> Peek:
+    """Judge the members of a body that was decoded. Raises BodyError."""
     model = model_name(members.model)
     previous = bytes(members.previous_response_id)
     return Peek(

@@ -20,6 +20,7 @@ import msgspec
 from xxhash import xxh3_64_hexdigest, xxh3_64_intdigest
 
 from matrixinfer.gateway.core.load import BYTES_PER_TOKEN
+from matrixinfer.gateway.core.peek import Members, Peek, peek, peeked
 
 __all__ = [
     "BLOCK_ENDS",
@@ -28,6 +29,7 @@ __all__ = [
     "adapter_key",
     "chain",
     "matched_tokens",
+    "read_body",
     "read_prompt",
     "seed_of",
 ]
@@ -109,8 +111,8 @@ class _Message(msgspec.Struct):
     output: str | list[_Part] | None = None
 
 
-class _Body(msgspec.Struct):
-    messages: list[_Message] = []
+class _Body(Members):
+    messages: list[_Message] = msgspec.field(default_factory=list)
     prompt: msgspec.Raw = msgspec.Raw()
     input: msgspec.Raw = msgspec.Raw()
     tools: msgspec.Raw = msgspec.Raw()
@@ -185,7 +187,23 @@ class _Pen:
 def read_prompt(body: bytes) -> Prompt:
     """Return what the JSON body of a generating request asks an engine to read; `NOTHING` when it says nothing."""
     try:
+        return _prompt(_decode_body(body))
+    except (ValueError, RecursionError):
+        return NOTHING
+
+
+def read_body(body: bytes) -> tuple[Peek, Prompt]:
+    """Return what `peek` and `read_prompt` do, from one reading. Raises BodyError."""
+    try:
         members = _decode_body(body)
+    except (ValueError, RecursionError):
+        # No prompt that could be understood; routing may do with less.
+        return peek(body), NOTHING
+    return peeked(members), _prompt(members)
+
+
+def _prompt(members: _Body) -> Prompt:
+    try:
         pen = _Pen()
         _write(members, pen)
         text = "".join(pen.pieces)

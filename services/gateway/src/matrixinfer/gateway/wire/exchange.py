@@ -97,22 +97,22 @@ class ClientExchange:
         self.release_body()
         if self._line.inlet.draining:
             self.keep_alive = False
-        framing: list[tuple[bytes, bytes]] = []
+        framing = b""
         if has_no_body(status):
             self._is_bodiless = True
         elif length is not None:
-            framing.append((b"content-length", b"%d" % length))
+            framing = b"content-length: %d\r\n" % length
         elif self.request.http10:
             self.keep_alive = False
             self._delimited_by_close = True
         else:
             self._chunked = not self._is_bodiless
-            framing.append((b"transfer-encoding", b"chunked"))
+            framing = b"transfer-encoding: chunked\r\n"
         if not self.keep_alive:
-            framing.append((b"connection", b"close"))
+            framing += b"connection: close\r\n"
         elif self.request.http10:
-            framing.append((b"connection", b"keep-alive"))
-        self._out.append(response_head(status, (*headers, *framing)))
+            framing += b"connection: keep-alive\r\n"
+        self._out.append(response_head(status, headers, framing))
 
     def write(self, data: bytes) -> None:
         """Write a piece of the body."""

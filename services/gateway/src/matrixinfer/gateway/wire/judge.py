@@ -13,7 +13,8 @@ from matrixinfer.gateway.wire.message import Headers, Refusal
 
 __all__ = ["Head", "judge"]
 
-_SINGLE = frozenset({b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect"})
+_SINGLE = (b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect")
+_NONE: frozenset[bytes] = frozenset()
 # Visible ASCII without "#": parsers disagree about all else in a target (RFC 9112 §3.2).
 _TARGET = re.compile(rb"[!\"$-~]+")
 _ABSOLUTE = re.compile(rb"https?://[^/?]+(/?.*)", re.IGNORECASE)
@@ -32,6 +33,8 @@ class Head(msgspec.Struct):
     """Of the body; None when it comes in chunks."""
     expects_continue: bool
     keep_alive: bool
+    fields: dict[bytes, bytes]
+    """The headers by name, the first value of each."""
 
 
 def judge(method: str, target: bytes, version: str, headers: Headers, limits: InletLimits) -> Head | Refusal:
@@ -40,43 +43,43 @@ def judge(method: str, target: bytes, version: str, headers: Headers, limits: In
         return Refusal(505, "Only HTTP/1.1 and HTTP/1.0 are spoken here.")
     if method == "CONNECT":
         return Refusal(405, "CONNECT is not supported.")
-    size = len(target)
-    single: dict[bytes, bytes] = {}
-    wishes = b""
-    for name, value in headers:
-        size += len(name) + len(value) + 4
-        if name in _SINGLE:
-            if name in single:
-                return Refusal(400, "A header that may occur once occurs twice.")
-            single[name] = value
-        elif name == b"connection":
-            wishes += value + b","
+    # The first of a name that came twice; nearly always every one is the only one.
+    fields = dict(reversed(headers))
+    if len(fields) < len(headers) and any(sum(name == one for name, _ in headers) > 1 for one in _SINGLE):
+        return Refusal(400, "A header that may occur once occurs twice.")
+    size = len(target) + sum([len(name) + len(value) + 4 for name, value in headers])
     if size > limits.head_bytes or len(headers) > limits.head_fields:
         return Refusal(431, "The request head is too large.")
     origin = _origin_form(target)
     if origin is None:
         return Refusal(400, "The request target is malformed.")
-    refusal = _unsupported(version, single)
+    refusal = _unsupported(version, fields)
     if refusal is not None:
         return refusal
-    length = _length(single, limits)
+    length = _length(fields, limits)
     if isinstance(length, Refusal):
         return length
-    tokens = {token.strip() for token in wishes.lower().split(b",")} if wishes else frozenset()
+    tokens = _wishes(headers) if b"connection" in fields else _NONE
     return Head(
         origin,
         origin.partition(b"?")[0],
         length,
         # To HTTP/1.0 an interim answer is gibberish (RFC 9110 §10.1.1).
-        b"expect" in single and version == "1.1",
+        b"expect" in fields and version == "1.1",
         b"close" not in tokens and (version == "1.1" or b"keep-alive" in tokens),
+        fields,
     )
 
 
-def _unsupported(version: str, single: dict[bytes, bytes]) -> Refusal | None:
-    if version == "1.1" and b"host" not in single:
+def _wishes(headers: Headers) -> frozenset[bytes]:
+    values = [value.lower() for name, value in headers if name == b"connection"]
+    return frozenset(token.strip() for value in values for token in value.split(b","))
+
+
+def _unsupported(version: str, fields: dict[bytes, bytes]) -> Refusal | None:
+    if version == "1.1" and b"host" not in fields:
         return Refusal(400, "The request has no Host header.")
-    coding, expectation = single.get(b"transfer-encoding"), single.get(b"expect")
+    coding, expectation = fields.get(b"transfer-encoding"), fields.get(b"expect")
     if coding is not None and (coding.lower() != b"chunked" or version == "1.0"):
         return Refusal(501, "The only transfer coding that is supported is 'chunked'.")
     if expectation is not None and expectation.lower() != b"100-continue":
@@ -84,9 +87,9 @@ def _unsupported(version: str, single: dict[bytes, bytes]) -> Refusal | None:
     return None
 
 
-def _length(single: dict[bytes, bytes], limits: InletLimits) -> int | Refusal | None:
-    text = single.get(b"content-length")
-    if b"transfer-encoding" in single:
+def _length(fields: dict[bytes, bytes], limits: InletLimits) -> int | Refusal | None:
+    text = fields.get(b"content-length")
+    if b"transfer-encoding" in fields:
         return None if text is None else Refusal(400, "Content-Length and Transfer-Encoding exclude each other.")
     if text is None:
         return 0

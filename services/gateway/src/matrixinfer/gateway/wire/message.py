@@ -6,12 +6,14 @@ requests get smuggled, so both directions go through `end_to_end`.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Protocol, TypeAlias
 
 import msgspec
 
 __all__ = [
+    "HOP_BY_HOP",
     "Exchange",
     "Headers",
     "Refusal",
@@ -27,7 +29,7 @@ __all__ = [
 
 Headers: TypeAlias = Sequence[tuple[bytes, bytes]]
 
-_HOP_BY_HOP = frozenset(
+HOP_BY_HOP = frozenset(
     {
         b"connection",
         b"keep-alive",
@@ -57,14 +59,15 @@ class Request(msgspec.Struct):
     peer: str
     received: float
     """When the last byte arrived, by the inlet's clock."""
-    _first: dict[bytes, bytes] | None = None
+    fields: dict[bytes, bytes] | None = None
+    """The first value of each header, when whoever made this knew them."""
 
     def header(self, name: bytes) -> bytes | None:
         """Return the first value of a header."""
-        if self._first is None:
+        if self.fields is None:
             # Backwards, so that of a header which came twice the first value stays.
-            self._first = dict(reversed(self.headers))
-        return self._first.get(name)
+            self.fields = dict(reversed(self.headers))
+        return self.fields.get(name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,13 +158,16 @@ class Exchange(Protocol):
         ...
 
 
-def end_to_end(headers: Headers, *, drop: frozenset[bytes] = frozenset()) -> list[tuple[bytes, bytes]]:
-    """Return the headers that may travel on: neither hop-by-hop, nor named by `Connection`, nor in `drop`."""
-    kept = [pair for pair in headers if pair[0] not in _HOP_BY_HOP and pair[0] not in drop]
-    if len(kept) == len(headers):
+def end_to_end(headers: Headers, *, drop: frozenset[bytes] = HOP_BY_HOP) -> Headers:
+    """Return the headers that may travel on: neither in `drop`, which has those of HOP_BY_HOP and what else the caller
+    wants left out, nor named by `Connection`.
+    """
+    kept = [pair for pair in headers if pair[0] not in drop]
+    wishes = [value for name, value in headers if name == b"connection"]
+    if not wishes:
         return kept
-    named = [token.strip().lower() for name, value in headers if name == b"connection" for token in value.split(b",")]
-    return [pair for pair in kept if pair[0] not in named] if named else kept
+    named = {token.strip().lower() for value in wishes for token in value.split(b",")}
+    return [pair for pair in kept if pair[0] not in named]
 
 
 def header(headers: Headers, name: bytes) -> bytes | None:
@@ -177,6 +183,7 @@ def has_no_body(status: int) -> bool:
     return status in (204, 304) or status < 200
 
 
+@lru_cache(maxsize=4096)
 def authority(address: str, port: int) -> bytes:
     """Render where a peer listens as a `Host` header names it (RFC 3986 section 3.2.2)."""
     return f"[{address}]:{port}".encode() if ":" in address else f"{address}:{port}".encode()
@@ -184,14 +191,12 @@ def authority(address: str, port: int) -> bytes:
 
 def request_head(method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Render the head of a request."""
-    return b"".join((method.encode(), b" ", target, b" HTTP/1.1\r\n", *_lines(headers), b"\r\n"))
+    lines = [name + b": " + value + b"\r\n" for name, value in headers]
+    return b"".join((method.encode(), b" ", target, b" HTTP/1.1\r\n", *lines, b"\r\n"))
 
 
-def response_head(status: int, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Render the head of a response."""
+def response_head(status: int, headers: Iterable[tuple[bytes, bytes]], framing: bytes = b"") -> bytes:
+    """Render the head of a response; `framing` are the lines that say how its body ends."""
     line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
-    return b"".join((line, *_lines(headers), b"\r\n"))
-
-
-def _lines(headers: Iterable[tuple[bytes, bytes]]) -> Iterable[bytes]:
-    return [name + b": " + value + b"\r\n" for name, value in headers]
+    lines = [name + b": " + value + b"\r\n" for name, value in headers]
+    return b"".join((line, *lines, framing, b"\r\n"))

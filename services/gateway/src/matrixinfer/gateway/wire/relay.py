@@ -17,7 +17,7 @@ import msgspec
 from matrixinfer.gateway.core.hiddenusage import HiddenUsage
 from matrixinfer.gateway.core.retry import HELD_STATUSES, Failure
 from matrixinfer.gateway.core.usage import END_BYTES
-from matrixinfer.gateway.wire.message import Exchange, Headers, end_to_end, header
+from matrixinfer.gateway.wire.message import HOP_BY_HOP, Exchange, Headers, end_to_end, header
 from matrixinfer.gateway.wire.running import Ending
 from matrixinfer.gateway.wire.upstream import UpstreamConnection
 
@@ -31,7 +31,7 @@ _LAST_PIECES = 8
 _GAPS = 16
 
 # `server` and `date` are the engine's own; ours to say are the framing and the request's id.
-_DROPPED = frozenset({b"content-length", b"x-matrixinfer-decision", b"x-request-id"})
+_DROPPED = HOP_BY_HOP | {b"content-length", b"x-matrixinfer-decision", b"x-request-id"}
 
 
 class Deadlines(msgspec.Struct, frozen=True, gc=False):
@@ -83,7 +83,6 @@ class Relay:
         "_opening",
         "_paused",
         "_started",
-        "_timer",
         "content_type",
         "extra_headers",
         "first_body_at",
@@ -142,15 +141,14 @@ class Relay:
         self._held: Held | None = None
         self._started = self._last = loop.time()
         self._paused = False
-        # Armed for the shortest span there is, and moved when it fires: the head of an answer costs no timer.
-        first = min(self._started + deadlines.idle_seconds, self._due())
-        self._timer = loop.call_at(first, self._check)
 
     def start(self, data: bytes) -> None:
         """Send the request."""
         self._exchange.watch(self)
         if not self.outcome.done():
             self._connection.send(data, self)
+            # The shortest span there is; the head of an answer costs no timer.
+            self._connection.look_at(min(self._started + self._deadlines.idle_seconds, self._due()), self._check)
 
     def stop(self) -> None:
         """Give the attempt up, whatever its state: the engine stops working on it."""
@@ -258,19 +256,19 @@ class Relay:
             return self._deadlines.ends_at
         return min(self._last + self._deadlines.idle_seconds, self._deadlines.ends_at)
 
-    def _check(self) -> None:
-        if self.outcome.done():
-            return
+    def _check(self) -> float | None:
+        """Fail when it is time to; returns when to look again."""
         now, due = self._loop.time(), self._due()
         if now < due:
-            # Never later than one idle span: a pause that ends must find the timer armed in time.
-            self._timer = self._loop.call_at(min(due, now + self._deadlines.idle_seconds), self._check)
-        elif now >= self._deadlines.ends_at:
+            # Never later than one idle span: a pause that ends must be seen in time.
+            return min(due, now + self._deadlines.idle_seconds)
+        if now >= self._deadlines.ends_at:
             self._give_up(Failure.TOTAL, "the request took longer than it may")
         elif not self._has_head:
             self._give_up(Failure.FIRST_BYTE, f"no answer within {self._deadlines.first_byte_seconds:g} s")
         else:
             self._give_up(Failure.IDLE, f"silence for {self._deadlines.idle_seconds:g} s within the answer")
+        return None
 
     def _give_up(self, failure: Failure, detail: str) -> None:
         if self.outcome.done():
@@ -283,7 +281,6 @@ class Relay:
         self.outcome.settle(outcome)
 
     def _over(self) -> None:
-        self._timer.cancel()
         self._exchange.watch(None)
 
 

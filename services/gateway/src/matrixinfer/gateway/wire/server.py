@@ -313,6 +313,7 @@ class _Connection(asyncio.Protocol):
             self._version == "1.0",
             self._peer,
             self.inlet.clock(),
+            head.fields,
         )
 
     def give_back(self, size: int) -> None:

@@ -53,6 +53,7 @@ class UpstreamConnection(asyncio.Protocol):
     """A connection that carries one request at a time."""
 
     __slots__ = (
+        "_check",
         "_close_delimited",
         "_ended",
         "_failure",
@@ -63,6 +64,7 @@ class UpstreamConnection(asyncio.Protocol):
         "_released",
         "_reusable",
         "_sink",
+        "_timer",
         "_transport",
         "_unproductive_bytes",
         "idle_limit",
@@ -75,6 +77,9 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser: Any = None
         self._sink: Sink | None = None
         self._failure: Exception | None = None
+        # Left running from one answer to the next: the deadlines of most are never reached.
+        self._timer: asyncio.TimerHandle | None = None
+        self._check: Callable[[], float | None] | None = None
         self.idle_since = 0.0
         self.idle_limit: float | None = None
         """Seconds for which the engine promised to keep it open, if it said so."""
@@ -101,6 +106,23 @@ class UpstreamConnection(asyncio.Protocol):
         self._transport.resume_reading()
         self._transport.write(data)
 
+    def look_at(self, when: float, check: "Callable[[], float | None]") -> None:
+        """Call `check` at that time of the loop, and again whenever it says, as long as the answer is not over."""
+        self._check = check
+        if self._timer is None or self._timer.when() > when:
+            self._look_again(when)
+
+    def _look_again(self, when: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_at(when, self._timer_fired)
+
+    def _timer_fired(self) -> None:
+        self._timer = None
+        when = None if self._check is None else self._check()
+        if when is not None and self._timer is None:
+            self._look_again(when)
+
     def pause(self) -> None:
         """Stop reading: the client cannot take more. A connection that is back in the pool is nobody's to pause."""
         if self._sink is not None and not self._transport.is_closing():
@@ -113,7 +135,7 @@ class UpstreamConnection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Give up at once, so that the engine stops working; the sink hears no more."""
-        self._sink = None
+        self._sink = self._check = None
         self._transport.abort()
 
     def close(self) -> None:
@@ -129,8 +151,10 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End an answer that ends with the connection; fail any other."""
-        sink, self._sink = self._sink, None
+        sink, self._sink, self._check = self._sink, None, None
         self._parser = None
+        if self._timer is not None:
+            self._timer.cancel()
         self._released(self, False)
         if sink is None:
             return
@@ -231,7 +255,7 @@ class UpstreamConnection(asyncio.Protocol):
     def _finish(self, sink: Sink) -> None:
         unsent = self._transport.get_write_buffer_size()
         reusable = self._reusable and not unsent and not self._transport.is_closing()
-        self._sink = None
+        self._sink = self._check = None
         self._start_over()
         if unsent:
             # It answered before it had read the request. A close would wait for it to read the rest, perhaps for ever.

@@ -56,7 +56,7 @@ Filter: TypeAlias = Callable[[View, Sequence[int]], Sequence[int]]
 Part: TypeAlias = Sequence[float] | dict[int, float]
 """A number for each candidate, or for a few of them, by their indices, where all others have none."""
 Scorer: TypeAlias = Callable[["Contest"], Part]
-"""Returns numbers in [0, 1], on a scale of its own that others' numbers do not move; nothing at all when it tells nobody
+"""Returns numbers in [0, 1], on a scale of its own that others' numbers do not move; none at all when it tells nobody
 apart."""
 Picker: TypeAlias = Callable[[View, Sequence[int], Sequence[float], Draw], int]
 """Returns one of the candidates."""

@@ -95,9 +95,7 @@ def kv_usage(contest: Contest) -> Sequence[float]:
     if all(usages[i] <= KV_COMFORT and ages[i] < FRESH_SECONDS for i in candidates):
         return ()
     # A NaN goes through `min` when it comes first, and is not >= 0, like what is old.
-    scores = [
-        min((1.0 - usages[i]) / (1.0 - KV_COMFORT), 1.0) if ages[i] < FRESH_SECONDS else -1.0 for i in candidates
-    ]
+    scores = [min((1.0 - usages[i]) / (1.0 - KV_COMFORT), 1.0) if ages[i] < FRESH_SECONDS else -1.0 for i in candidates]
     known = [score for score in scores if score >= 0.0]
     if not known:
         return ()
