@@ -53,8 +53,9 @@ def test_paths(path: bytes, kind: Surface) -> None:
     ],
 )
 def test_what_may_be_repeated(failure: Failure, transient: bool, expected: bool) -> None:
-    assert may_retry(failure, 0, POLICY, transient=transient) is expected
-    assert may_retry(failure, 2, POLICY, transient=transient) is False
+    assert may_retry(failure, 0, POLICY, 60, transient=transient) is expected
+    assert may_retry(failure, 2, POLICY, 60, transient=transient) is False
+    assert may_retry(failure, 0, POLICY, 0, transient=transient) is False
 
 
 @pytest.mark.parametrize(

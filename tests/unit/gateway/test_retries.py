@@ -79,6 +79,15 @@ async def test_beat_38_the_servers_interval_is_honoured(rig: Rig) -> None:
     assert min(b - a for a, b in pairwise(asked_at)) >= 0.028
 
 
+async def test_a_pause_that_ends_after_the_request_does_is_not_begun(rig: Rig) -> None:
+    """The client hears at once what went wrong, and not at its deadline that it had one."""
+    engines = [await rig.engine(BUSY) for _ in range(2)]
+    rig.policy = TrafficPolicy(retry_attempts=2, retry_interval_seconds=30)
+    await rig.start()
+    assert (await rig.ask(post(**{"x-request-timeout": "20"}))).body == b"busy"
+    assert sum(len(engine.asked) for engine in engines) == 1
+
+
 @pytest.mark.parametrize("behave", [BUSY, reset])
 async def test_beat_40_an_overloaded_server_is_sent_at_most_a_fifth_more(rig: Rig, behave: object) -> None:
     engines = [await rig.engine(behave) for _ in range(4)]  # type: ignore[arg-type]

@@ -394,13 +394,12 @@ class Handler:
     def _shall_retry(self, exchange: Exchange, outcome: Outcome, trace: Trace, agreed: Terms) -> bool:
         if exchange.begun or outcome.failure is None:
             return False
-        if asyncio.get_running_loop().time() >= agreed.deadlines.ends_at:
-            return False
+        remaining = agreed.deadlines.ends_at - asyncio.get_running_loop().time()
         held = outcome.held
         transient = held is not None and status_is_transient(held.status, bytes(held.body))
         # A pooled connection that fails twice in a row is an endpoint that fails.
         failure = Failure.RESET if outcome.failure is Failure.STALE else outcome.failure
-        return may_retry(failure, trace.retries, agreed.retry, transient=transient)
+        return may_retry(failure, trace.retries, agreed.retry, remaining, transient=transient)
 
     def _can_afford(self, choice: Choice, outcome: Outcome, trace: Trace) -> bool:
         """Whether sending the request again multiplies no overload.

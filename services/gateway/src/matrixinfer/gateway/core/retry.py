@@ -61,8 +61,13 @@ def speaks_of_endpoint(failure: Failure) -> bool:
     return failure not in _NOBODYS
 
 
-def may_retry(failure: Failure, retries_done: int, policy: RetryPolicy, *, transient: bool = False) -> bool:
-    """Whether another endpoint may be asked. `transient` qualifies `Failure.STATUS`. Time-outs are not repeated."""
-    if retries_done >= policy.attempts:
+def may_retry(
+    failure: Failure, retries_done: int, policy: RetryPolicy, remaining_seconds: float, *, transient: bool = False
+) -> bool:
+    """Whether another endpoint may be asked, in the time that the request has left after the pause.
+
+    `transient` qualifies `Failure.STATUS`. Time-outs are not repeated.
+    """
+    if retries_done >= policy.attempts or policy.interval_seconds >= remaining_seconds:
         return False
     return failure in _RETRYABLE or (failure is Failure.STATUS and transient)
