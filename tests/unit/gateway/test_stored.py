@@ -116,8 +116,9 @@ def keeping(object_id: bytes, *, stream: bool = False) -> Behaviour:
     return behave
 
 
-def call(method: str, path: str) -> bytes:
-    return f"{method} /v1/responses/{path} HTTP/1.1\r\nhost: gw\r\nauthorization: Bearer x\r\n\r\n".encode()
+def call(method: str, path: str, *headers: str) -> bytes:
+    lines = "".join(f"{line}\r\n" for line in ("host: gw", "authorization: Bearer x", *headers))
+    return f"{method} /v1/responses/{path} HTTP/1.1\r\n{lines}\r\n".encode()
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -203,6 +204,20 @@ async def test_a_call_for_a_stored_response_is_not_repeated(rig: Rig) -> None:
     engine.behave = answering(b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 2\r\n\r\nno")
     answer = await rig.ask(call("DELETE", "resp_0"))
     assert (answer.status, answer.body, len(engine.asked)) == (503, b"no", 2)
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+async def test_a_call_for_a_stored_response_takes_no_longer_than_its_client_waits(rig: Rig, method: str) -> None:
+    async def silence(_asked: Asked, _writer: asyncio.StreamWriter) -> None:
+        await asyncio.Event().wait()
+
+    engine = await rig.engine(keeping(b"resp_0"))
+    await rig.start()
+    await rig.ask(post(path="/v1/responses"))
+    engine.behave = silence
+    async with asyncio.timeout(5):
+        answer = await rig.ask(call(method, "resp_0", "x-request-timeout: 0.05"))
+    assert (answer.status, answer.error["code"]) == (504, "total_timeout")
 
 
 @pytest.mark.parametrize("request_", [call("DELETE", "resp_0"), call("POST", "resp_0/cancel")])

@@ -258,7 +258,7 @@ class Handler:
         choice = self._chooser.keeper_of(object_id, kept_by, trace)
         claim = self._attempts.enter(choice)
         began = asyncio.get_running_loop().time()
-        agreed = terms(choice.policy, choice.server.policy, self._defaults, began)
+        agreed = terms(choice.policy, choice.server.policy, self._defaults, began, _asked_seconds(exchange.request))
         unrepeated = msgspec.structs.replace(agreed, retry=_NO_RETRY)
         once = exchange.request.method != "GET"
         outcome = await self._attempts.run(exchange, trace, choice, claim, unrepeated, once=once)
@@ -279,7 +279,7 @@ class Handler:
         load = Load(len(request.body), prompt)
         tried = _NOBODY
         began = asyncio.get_running_loop().time()
-        asked = None if request.header(b"x-request-timeout") is None else _asked_seconds(ask)
+        asked = _asked_seconds(request)
         while True:
             choice = self._choose(ask, trace, load, tried, kept_by)
             if isinstance(choice, Choice) and not (self._waiting.lines and self._waiting.has_line(choice.server)):
@@ -479,11 +479,14 @@ def _asked_priority(ask: Ask) -> int:
         return 0
 
 
-def _asked_seconds(ask: Ask) -> float | None:
+def _asked_seconds(request: Request) -> float | None:
     """How long the client is going to wait for its answer; nonsense is no limit."""
+    asked = request.header(b"x-request-timeout")
+    if asked is None:
+        return None
     try:
-        seconds = float(ask.headers["x-request-timeout"])
-    except (KeyError, ValueError):
+        seconds = float(asked)
+    except ValueError:
         return None
     return seconds if 0 < seconds < inf else None
 
