@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,11 @@ def download(scenario: dict[str, Any], counted: Counted, slot: int, steps: int, 
     request = Request("file:///model", cache / "versions" / "m", cache=cache)
     if scenario.get("plain"):
         request = Request("file:///model", cache)
+    # Where one comes after the other, a holder that is not known to be dead is dead nevertheless.
+    limits = replace(LIMITS, lock_patience_seconds=0.05) if "kills" in scenario else LIMITS
     tools = Tools(pod=f"pod-{slot}", node=node, now=lambda: datetime.now(UTC), monotonic=time.monotonic)
     try:
-        ready = asyncio.run(fetch(request, lambda: source, LIMITS, tools))
+        ready = asyncio.run(fetch(request, lambda: source, limits, tools))
     # Whatever it was, it is the exit code; the test shows what was said.
     except Exception as exc:  # noqa: BLE001
         sys.stderr.write(f"{type(exc).__name__}: {exc}\n")
