@@ -4,8 +4,6 @@ import asyncio
 import json
 import os
 import random
-import subprocess
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
@@ -14,6 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from tests.integration.downloader_forks import Fork
 
 from matrixinfer.devcluster import ControlPlane, repository
 from matrixinfer.downloader.core.report import Report
@@ -97,16 +96,10 @@ def download(
         "MATRIXINFER_DOWNLOADER_TERMINATION_LOG": str(termination),
         "POD_NAME": "engine-0",
     }
-    command = [sys.executable, "-m", "matrixinfer.downloader", "fetch", "--source", source, "--output", str(output)]
-    done = subprocess.run(
-        [*command, "--model-version", "v", *arguments],
-        env={**kept, **defaults, **environ},
-        stdout=subprocess.PIPE,
-        timeout=60,
-        check=False,
-    )
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    return done.returncode, json.loads(termination.read_bytes()), lines
+    wanted = ["fetch", "--source", source, "--output", str(output), "--model-version", "v", *arguments]
+    fork = Fork(wanted, {**kept, **defaults, **environ})
+    lines = [json.loads(line) for line in fork.output.read().splitlines()]
+    return fork.end(), json.loads(termination.read_bytes()), lines
 
 
 def condition(version: dict[str, Any], type_: str) -> dict[str, Any]:
@@ -215,9 +208,12 @@ def test_without_rights_the_model_comes_all_the_same(
 def test_without_an_api_server_the_model_comes_all_the_same(
     control_plane: ControlPlane, account: Path, source: Path, tmp_path: Path
 ) -> None:
-    environ = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "9"}
-    code, message, _ = download(control_plane, account, f"file://{source}", tmp_path / "out", **environ)
+    gone = {"KUBERNETES_SERVICE_HOST": "127.0.0.1", "KUBERNETES_SERVICE_PORT": "9"}
+    environ = {**gone, "MATRIXINFER_DOWNLOADER_OUTCOME_SECONDS": "2"}
+    code, message, lines = download(control_plane, account, f"file://{source}", tmp_path / "out", **environ)
     assert (code, message["outcome"]) == (0, "Ready")
+    (told,) = [line for line in lines if line["event"] == "outcome_not_reported"]
+    assert told["seconds"] == 2
 
 
 Reporters = Callable[[], Awaitable[StatusReporter]]

@@ -9,9 +9,7 @@ import json
 import os
 import random
 import select
-import signal
 import subprocess
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ import boto3
 import pytest
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
+from tests.integration.downloader_forks import Fork
 
 from matrixinfer.devcluster.controlplane import wait_for
 from matrixinfer.devcluster.s3 import REGION, ObjectStore
@@ -157,16 +156,15 @@ def bucket(client: Any, tmp_path: Path) -> str:
 class Download:
     """One running downloader."""
 
-    process: subprocess.Popen[bytes]
+    fork: Fork
     termination: Path
     lines: list[dict[str, Any]] = field(default_factory=list)
 
     def until(self, event: str) -> dict[str, Any]:
         """Read log lines until one has this event."""
-        assert self.process.stdout is not None
         while True:
-            assert select.select([self.process.stdout], [], [], 30)[0], f"no log line within 30 s: {self.lines}"
-            line = self.process.stdout.readline()
+            assert select.select([self.fork.output], [], [], 30)[0], f"no log line within 30 s: {self.lines}"
+            line = self.fork.output.readline()
             assert line, f"the log ended before {event}: {self.lines}"
             self.lines.append(json.loads(line))
             if self.lines[-1]["event"] == event:
@@ -174,9 +172,8 @@ class Download:
 
     def end(self) -> tuple[int, dict[str, Any]]:
         """Wait for the end; returns the exit code and the termination message."""
-        assert self.process.stdout is not None
-        self.lines.extend(json.loads(line) for line in self.process.stdout.read().splitlines())
-        code = self.process.wait(30)
+        self.lines.extend(json.loads(line) for line in self.fork.output.read().splitlines())
+        code = self.fork.end()
         return code, json.loads(self.termination.read_bytes() or b"{}") if self.termination.exists() else {}
 
 
@@ -206,20 +203,13 @@ def start(s3: ObjectStore, proxy: Proxy, tmp_path: Path) -> Iterator[Start]:
             "MATRIXINFER_DOWNLOADER_TERMINATION_LOG": str(termination),
             "POD_NAME": f"pod-{len(running)}",
         }
-        command = [sys.executable, "-m", "matrixinfer.downloader", "fetch"]
-        process = subprocess.Popen(
-            [*command, "--source", source, "--output", str(output), *arguments],
-            env={**kept, **defaults, **environ},
-            stdout=subprocess.PIPE,
-            bufsize=0,
-        )
-        running.append(Download(process, termination))
+        wanted = ["fetch", "--source", source, "--output", str(output), *arguments]
+        running.append(Download(Fork(wanted, {**kept, **defaults, **environ}), termination))
         return running[-1]
 
     yield _start
     for download in running:
-        download.process.kill()
-        download.process.communicate()
+        download.fork.kill()
 
 
 def content(output: Path) -> dict[str, bytes]:
@@ -365,8 +355,7 @@ def test_a_killed_download_goes_on_where_it_was(
     assert gate.reached.wait(30)
     # One part may still be on its way through the process.
     wait_for("the journal", lambda: noted_parts(tmp_path / ".matrixinfer-out") >= pieces - 1, 30)
-    killed.process.kill()
-    killed.process.wait(30)
+    killed.fork.kill()
     assert not (tmp_path / "out" / "READY").exists()
     gate.open()
     second = start(f"s3://{bucket}/m", tmp_path / "out")
@@ -383,7 +372,7 @@ def test_told_to_stop_it_ends_in_time_and_goes_on_later(
     proxy.gate = gate = Gate(8)
     stopped = start(f"s3://{bucket}/m", tmp_path / "out")
     assert gate.reached.wait(30)
-    stopped.process.send_signal(signal.SIGTERM)
+    stopped.fork.process.terminate()
     stopped.until("stopping")
     gate.open()
     code, message = stopped.end()
@@ -399,7 +388,7 @@ def test_told_to_stop_while_the_store_is_silent_it_does_not_hang(
     proxy.gate = gate = Gate(4)
     stopped = start(f"s3://{bucket}/m", tmp_path / "out", MATRIXINFER_DOWNLOADER_READ_SECONDS="600")
     assert gate.reached.wait(30)
-    stopped.process.send_signal(signal.SIGTERM)
+    stopped.fork.process.terminate()
     code, message = stopped.end()
     gate.open()
     assert (code, message["cause"]) == (16, "Cancelled")
@@ -424,7 +413,7 @@ def test_who_waits_says_for_whom_and_takes_over_when_that_dies(
     assert gate.reached.wait(30)
     second = start(f"s3://{bucket}/m", tmp_path / "out", MATRIXINFER_DOWNLOADER_LOG_SECONDS="1")
     assert second.until("waiting")["waits_for"].startswith("pod-0")
-    first.process.kill()
+    first.fork.kill()
     gate.open()
     assert second.end()[0] == 0
     assert content(tmp_path / "out") == MODEL

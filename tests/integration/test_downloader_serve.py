@@ -5,7 +5,6 @@ import http.client
 import json
 import os
 import random
-import signal
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from tests.integration.downloader_forks import Fork
 
 from matrixinfer.downloader.core.ranges import Part, header_line, part_line
 from matrixinfer.downloader.core.sharing import FileName, Share, share_note
@@ -60,7 +60,7 @@ class Asked:
 
 
 @contextmanager
-def served(cache: Path, **settings: str) -> Iterator[tuple[Asked, subprocess.Popen[str]]]:
+def served(cache: Path, **settings: str) -> Iterator[tuple[Asked, Fork]]:
     environment = {
         PREFIX + "PEER_TOKEN": TOKEN,
         PREFIX + "PEER_PORT": "0",
@@ -69,24 +69,15 @@ def served(cache: Path, **settings: str) -> Iterator[tuple[Asked, subprocess.Pop
         PREFIX + "ADMIN_PORT": "0",
         **{PREFIX + name: value for name, value in settings.items()},
     }
-    process = subprocess.Popen(
-        [sys.executable, "-m", "matrixinfer.downloader", "serve", "--cache", str(cache)],
-        stderr=subprocess.STDOUT,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, **environment},
-    )
+    fork = Fork(["serve", "--cache", str(cache)], {**os.environ, **environment})
     try:
-        yield Asked(port_of(process)), process
+        yield Asked(port_of(fork)), fork
     finally:
-        process.kill()
-        process.communicate()
+        fork.kill()
 
 
-def port_of(process: subprocess.Popen[str]) -> int:
-    assert process.stdout is not None
-    for line in process.stdout:
-        told = json.loads(line)
+def port_of(fork: Fork) -> int:
+    for told in map(json.loads, fork.output):
         if told["event"] == "serving":
             return int(told["port"])
         if told["event"] == "nothing_served":
@@ -184,21 +175,21 @@ def test_a_reader_that_stands_still_is_broken_off(cache: Path) -> None:
 
 
 def test_told_to_stop_it_ends_soon_and_well(cache: Path) -> None:
-    with served(cache, SERVE_BYTES_PER_SECOND=str(1 << 18)) as (asked, process):
+    with served(cache, SERVE_BYTES_PER_SECOND=str(1 << 18)) as (asked, fork):
         with standing(asked.port, f"/v1/bytes/{FileName(ORIGIN, FILE, SHA256).place}"):
-            process.send_signal(signal.SIGTERM)
-            output, _ = process.communicate(timeout=10)
-            assert process.returncode == 0
-        assert TOKEN not in output
+            fork.process.terminate()
+            fork.process.join(10)
+            assert fork.process.exitcode == 0
+        assert TOKEN not in fork.output.read().decode()
 
 
 def test_without_a_token_no_socket_is_opened_and_the_pod_goes_on(cache: Path) -> None:
-    with served(cache) as (_, process):
-        assert listening(process.pid) == 2
-    with served(cache, PEER_TOKEN="") as (_, process):
+    with served(cache) as (_, fork):
+        assert listening(fork.process.pid) == 2
+    with served(cache, PEER_TOKEN="") as (_, fork):
         # The admin port, which every service has.
-        assert listening(process.pid) == 1
-        assert process.poll() is None
+        assert listening(fork.process.pid) == 1
+        assert fork.process.is_alive()
 
 
 def test_a_token_that_could_be_guessed_is_refused_by_name(cache: Path) -> None:

@@ -60,7 +60,6 @@ log = get_logger("app")
 
 # What the threads get to notice that they shall stop before their results are given up.
 _STOP_SECONDS = 5.0
-_OUTCOME_SECONDS = 15.0
 _LAST_WORD_SECONDS = 3.0
 
 
@@ -204,10 +203,10 @@ async def _fetch(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: 
         except DownloadError as exc:
             # A pod that has to go is no fault of the version: others, or its successor, speak for it.
             if reporter and exc.cause is not Cause.CANCELLED:
-                await reporter.outcome(_report(tools, error=exc), seconds=_outcome_seconds(lifecycle))
+                await reporter.outcome(_report(tools, error=exc), seconds=_outcome_seconds(lifecycle, settings))
             raise
         if reporter:
-            await reporter.outcome(_report(tools), seconds=_outcome_seconds(lifecycle))
+            await reporter.outcome(_report(tools), seconds=_outcome_seconds(lifecycle, settings))
         return ready
 
 
@@ -314,8 +313,9 @@ def _report(tools: Tools, error: DownloadError | None = None) -> Report:
     )
 
 
-def _outcome_seconds(lifecycle: Lifecycle) -> float:
-    return _LAST_WORD_SECONDS if lifecycle.stopping.is_set() else _OUTCOME_SECONDS
+def _outcome_seconds(lifecycle: Lifecycle, settings: DownloaderSettings) -> float:
+    longest = settings.outcome_seconds
+    return min(longest, _LAST_WORD_SECONDS) if lifecycle.stopping.is_set() else longest
 
 
 @asynccontextmanager

@@ -42,6 +42,9 @@ class DownloaderSettings(ServiceSettings):
         90, ge=1, le=100, description="Above this share of the volume, models of a cache that nothing uses go first."
     )
     report_seconds: float = Field(2.0, ge=2, description="Least time between two reports of progress.")
+    outcome_seconds: float = Field(
+        15.0, ge=0, le=300, description="Longest wait at the end for an API server that is away."
+    )
     log_seconds: float = Field(10.0, gt=0, description="Time between two log lines of progress.")
     redirect_hosts: tuple[str, ...] = Field(
         DEFAULT_HOSTS, description="Hosts, as globs in a JSON list, that a source may send us to."
