@@ -130,6 +130,24 @@ def test_a_failed_dispatch_takes_from_nobody_what_it_was_placed_by(world: World)
     assert world.place(chat("one")).view.cached_tokens
 
 
+@pytest.mark.parametrize("system", [SYSTEM, ""])
+def test_a_failed_dispatch_leaves_no_adapter_behind(world: World, system: str) -> None:
+    """Else the adapter's next requests go to a pod that never loaded it."""
+    world.place(chat("one", system=system), adapter="lora").undo()
+    assert world.place(chat("one", system=system), adapter="lora").view.adapter_at == frozenset()
+
+
+def test_a_failed_dispatch_leaves_an_adapter_that_was_there_before_or_that_another_relies_on(world: World) -> None:
+    home = world.place(chat("one"), adapter="lora").endpoint.slot
+    world.place(chat("two"), adapter="lora").undo()
+    assert world.place(chat("three"), adapter="lora").view.adapter_at == {home}
+    first = world.place(chat("one"), adapter="other")
+    second = world.place(chat("two"), adapter="other", worker=1)
+    assert first.endpoint == second.endpoint
+    first.undo()
+    assert world.place(chat("one"), adapter="other").view.adapter_at == {first.endpoint.slot}
+
+
 def test_what_is_noted_between_a_dispatch_and_its_failure_is_not_taken_for_old(world: World) -> None:
     first = world.place(chat("one", system="a" * 40_000))
     slot, mark = first.endpoint.slot, first.endpoint.mark

@@ -53,8 +53,10 @@ class Placement(msgspec.Struct, frozen=True):
     _prefixes: PrefixIndex | None
     _noted: Sequence[int]
     _known: int
+    _adapter: int
+    """The adapter's key, if this is the first that the pod is sent for it; else 0."""
     _shown: int | None
-    """The pod's clock after this; None when the pod was known to have the whole prompt."""
+    """The pod's clock after this; None when nothing was noted."""
 
     @property
     def endpoint(self) -> Endpoint:
@@ -67,15 +69,17 @@ class Placement(msgspec.Struct, frozen=True):
         return self.view.cached_tokens.get(self.decision.position, self.view.common_tokens)
 
     def undo(self) -> None:
-        """The endpoint did not get the request: it has not the prompt that it would have read, nor grew older by it.
+        """The endpoint did not get the request: it has neither the prompt nor the adapter, nor grew older by it.
 
-        Whoever was placed there since may be reading that prompt now, taking it for known; then it stays noted.
+        Whoever was placed there since may be reading that prompt now, taking it for known; then all stays noted.
         """
         prefixes, endpoint = self._prefixes, self.endpoint
         if prefixes is None:
             return
         if self._shown is not None and self._shown == prefixes.now(endpoint.slot):
             prefixes.forget(self._noted, endpoint.mark, known=self._known)
+            if self._adapter:
+                prefixes.forget((self._adapter,), endpoint.mark)
         prefixes.advance(endpoint.slot, -_tokens(self.burden))
 
 
@@ -157,7 +161,9 @@ class Placer:
         known, shown = 0, None
         if prefixes is not None:
             known, shown = self._note(prefixes, decision, found, hashes, key if adapter else 0, laid, engines)
-        return Placement(decision, profile, view, rung, laid, prefixes, hashes, known, shown)
+        had_adapter = not adapter or at_adapter.common_blocks or decision.endpoint.mark in at_adapter.holdings
+        new_adapter = 0 if had_adapter else key
+        return Placement(decision, profile, view, rung, laid, prefixes, hashes, known, new_adapter, shown)
 
     def has_room(self) -> bool:
         """Whether an endpoint has fewer requests than it may have."""
@@ -229,7 +235,7 @@ class Placer:
         fresh = age * _RENEW_SHARE <= _memory(engines, decision.position)
         before = prefixes.note(hashes, endpoint.mark, endpoint.slot, known=blocks if fresh else 0)
         if key:
-            prefixes.note((key,), endpoint.mark, endpoint.slot)
+            before = prefixes.note((key,), endpoint.mark, endpoint.slot)
         tokens = _tokens(laid)
         prefixes.advance(endpoint.slot, tokens)
         return blocks, None if before is None else before + tokens
