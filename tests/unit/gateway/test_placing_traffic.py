@@ -74,6 +74,30 @@ async def test_a_pod_that_refuses_is_not_remembered_for_the_text(rig: Rig) -> No
     assert len(retried) <= 1
 
 
+@pytest.mark.parametrize("model", ["m", "lora"])
+@pytest.mark.parametrize("status", [0, 502, 503])
+async def test_a_pod_that_did_not_serve_is_not_remembered_for_text_or_adapter(
+    rig: Rig, model: str, status: int
+) -> None:
+    """It read no prompt and loaded no adapter, whether it hung up or said that it cannot."""
+
+    async def fail(_asked: Asked, writer: asyncio.StreamWriter) -> None:
+        if status:
+            writer.write(b"HTTP/1.1 %d No\r\ncontent-length: 0\r\n\r\n" % status)
+        else:
+            writer.transport.abort()
+
+    bad, good = await rig.engine(fail), await rig.engine()
+    await rig.start()
+    busy = rig.load(1)
+    for i in range(6):
+        # Of an adapter the next request, of a text the next question.
+        system = SYSTEM if model == "m" else f"{i} " * 300
+        assert (await rig.ask(chat(f"question {i}", model=model, system=system))).status == 200
+        busy()
+    assert (len(bad.asked), len(good.asked)) == (1, 6)
+
+
 async def test_an_adapter_stays_where_it_was_loaded(rig: Rig) -> None:
     """BEAT-55: and an adapter that nobody has is no refusal."""
     made = await engines(rig, 4)

@@ -295,7 +295,7 @@ class Handler:
             outcome = await self._attempts.run(exchange, trace, choice, claim, agreed)
             if outcome.failure is None:
                 return
-            if outcome.untouched or outcome.failure is Failure.ENDPOINT_GONE:
+            if outcome.untouched or outcome.failure is Failure.ENDPOINT_GONE or _is_transient(outcome):
                 choice.undo()
             trace.failures.append(f"{choice.endpoint.pod}: {outcome.failure.value} {outcome.detail}".rstrip())
             if not self._shall_retry(exchange, outcome, trace, agreed) or not self._can_afford(choice, outcome, trace):
@@ -395,11 +395,9 @@ class Handler:
         if exchange.begun or outcome.failure is None:
             return False
         remaining = agreed.deadlines.ends_at - asyncio.get_running_loop().time()
-        held = outcome.held
-        transient = held is not None and status_is_transient(held.status, bytes(held.body))
         # A pooled connection that fails twice in a row is an endpoint that fails.
         failure = Failure.RESET if outcome.failure is Failure.STALE else outcome.failure
-        return may_retry(failure, trace.retries, agreed.retry, remaining, transient=transient)
+        return may_retry(failure, trace.retries, agreed.retry, remaining, transient=_is_transient(outcome))
 
     def _can_afford(self, choice: Choice, outcome: Outcome, trace: Trace) -> bool:
         """Whether sending the request again multiplies no overload.
@@ -546,6 +544,11 @@ def _summary(request: Request, trace: Trace, ended: float) -> Summary:
         trace.usage,
         ended,
     )
+
+
+def _is_transient(outcome: Outcome) -> bool:
+    held = outcome.held
+    return held is not None and status_is_transient(held.status, bytes(held.body))
 
 
 def _pass_on(exchange: Exchange, held: Held) -> None:
