@@ -103,6 +103,29 @@ def test_a_failure_on_trial_takes_it_out_for_twice_as_long(fd: int) -> None:
     assert one.left_out(PODS, NO_POLICY) == frozenset()
 
 
+@pytest.mark.parametrize("status", [500, 504])
+def test_an_error_on_trial_takes_it_out_for_twice_as_long(fd: int, status: int) -> None:
+    clock = Clock()
+    one, two = workers(fd, clock)
+    for _ in range(3):
+        one.failed(ENDPOINTS[0], NO_POLICY)
+    clock.now += 10
+    assert two.left_out(PODS, NO_POLICY) == frozenset()
+    tried_at = two.sent(ENDPOINTS[0])
+    two.answers(ENDPOINTS[0], status, NO_POLICY, tried_at)
+    two.over(ENDPOINTS[0], tried_at)
+    clock.now += 19
+    assert one.left_out(PODS, NO_POLICY) == {"uid-0"}
+    clock.now += 2
+    assert one.left_out(PODS, NO_POLICY) == frozenset()
+    # Where another request has proved it meanwhile, an error is none of its own.
+    first, second = one.sent(ENDPOINTS[0]), one.sent(ENDPOINTS[0])
+    one.answers(ENDPOINTS[0], 200, NO_POLICY, first)
+    for _ in range(3):
+        one.answers(ENDPOINTS[0], status, NO_POLICY, second)
+    assert one.left_out(PODS, NO_POLICY) == frozenset()
+
+
 def test_a_trial_whose_client_left_proves_nothing_and_blocks_nobody(fd: int) -> None:
     clock = Clock()
     one, two = workers(fd, clock)
@@ -314,6 +337,24 @@ async def test_a_trial_that_ends_without_a_word_blocks_nobody(rig: Rig) -> None:
     bad.behave = answer_ok
     assert (await rig.ask()).status == 200
     assert rig.records[-1].pod == "pod-0"
+
+
+async def test_an_endpoint_that_has_only_errors_on_trial_is_left_out_longer_each_time(rig: Rig) -> None:
+    """Else it would be on trial for ever, and give an error to one client after the other."""
+    bad, _ = await rig.engine(reset), await rig.engine()
+    quick(rig, base_seconds=0.05)
+    await rig.start()
+    rig.load(1)
+    while len(bad.asked) < 3:
+        assert (await rig.ask()).status == 200
+    bad.behave = answering(b"HTTP/1.1 500 Oops\r\ncontent-length: 2\r\n\r\nno")
+    ejection = rig.health.ejection(0)
+    assert ejection is not None
+    await rig.until(lambda: monotonic() > ejection.until)
+    assert (await rig.ask()).status == 500
+    again = rig.health.ejection(0)
+    assert again is not None
+    assert (again.times, again.cause) == (2, Cause.ERRORS)
 
 
 async def test_beat_39_a_dead_pod_costs_no_request_and_is_soon_left_alone(rig: Rig) -> None:

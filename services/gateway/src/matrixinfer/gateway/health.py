@@ -171,10 +171,17 @@ class HealthRow:
         self.timed[slot] += 1
         self.ttft[slot] += int(log_seconds * _MICROSECONDS)
 
-    def error_answer(self, slot: Slot) -> None:
-        """The endpoint answers with an error: it is at work, and perhaps not well."""
+    def error_answer(self, slot: Slot, policy: BreakerPolicy, now: float, tried_at: float) -> Ejection | None:
+        """The endpoint answers with an error: it is at work, and perhaps not well.
+
+        Returns its ejection, when the request of `tried_at` was to prove that it is.
+        """
         self.answers[slot] += 1
         self.errors[slot] += 1
+        last = self._board.ejection(slot)
+        if last is None or tried_at <= last.until or is_proved(last, self._board.proved_at(slot)):
+            return None
+        return self.eject(slot, policy, Cause.ERRORS, now)
 
     def error(self, slot: Slot) -> None:
         """An answer broke off."""
@@ -286,7 +293,10 @@ class Health:
         elif status_is_transient(status):
             self.failed(endpoint, policy, tried_at)
         else:
-            self._row.error_answer(endpoint.slot)
+            now = self._clock()
+            ejection = self._row.error_answer(endpoint.slot, self._policy.of(policy), now, tried_at)
+            if ejection is not None:
+                log_ejection(endpoint, ejection, now)
 
     def first_token(self, endpoint: Endpoint, seconds: float) -> None:
         """The first token of a stream took so long."""

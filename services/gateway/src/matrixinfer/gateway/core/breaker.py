@@ -1,8 +1,9 @@
 """Which endpoints are left out for a while because they fail, for how long, and how one comes back.
 
 Closed, open and half-open, in the words used here: an endpoint is `IN`, it is `OUT` until a time, and then it is
-`ON_TRIAL`: one request at a time may be sent there until one is answered. A failure on trial takes it out again, for
-twice as long. Pure; the facts are cells of shared memory (`health`), so what one worker learnt is true for all at once.
+`ON_TRIAL`: one request at a time may be sent there until one is answered. A failure or an error on trial takes it out
+again, for twice as long. Pure; the facts are cells of shared memory (`health`), so what one worker learnt is true for
+all at once.
 
 Two traps. Leaving out everybody turns a guess into an outage: whoever is beyond the share that may be left out stays
 in, those first who would be back first. And requests that were in flight when an endpoint was ejected end one after
