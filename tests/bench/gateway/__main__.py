@@ -17,6 +17,7 @@ from typing import Final
 
 import uvloop
 from tests.bench.gateway import scenarios
+from tests.bench.gateway.changes import changes
 from tests.bench.gateway.measure import CORES
 from tests.bench.gateway.report import Report, say
 from tests.bench.gateway.scrape import scrape
@@ -27,6 +28,7 @@ SCENARIOS: Final[dict[str, Callable[[scenarios.Plan, Report], Awaitable[None]]]]
     "long": scenarios.long_prompts,
     "endpoints": scenarios.many_endpoints,
     "scrape": scrape,
+    "changes": changes,
     "workers": scenarios.two_workers,
     "memory": scenarios.memory,
     "crowd": scenarios.crowd,

@@ -16,14 +16,13 @@ from pathlib import Path
 from typing import Final
 
 import yaml
+from tests.bench.gateway.cluster import Cluster
 from tests.bench.gateway.measure import CORES, Process, answers, free_port, running, until
 
 from matrixinfer.devcluster import repository
-from matrixinfer.kube.resource import PODS, Key
 from matrixinfer.testkit.apiserver import ApiServer
-from matrixinfer.testkit.memory import MemoryApi
 
-__all__ = ["ENVOY", "LITELLM", "OURS", "PEERS", "RELAY", "SMG", "VLLM_ROUTER", "Running", "Subject", "ours"]
+__all__ = ["ENVOY", "LITELLM", "OURS", "PEERS", "RELAY", "SMG", "VLLM_ROUTER", "Running", "Subject", "gateway", "ours"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +49,12 @@ class Subject:
 
 
 @asynccontextmanager
-async def _ours(
-    engines: Sequence[str], logs: Path, workers: int = 1, cores: Sequence[int] = CORES.gateway
+async def gateway(
+    cluster: Cluster, logs: Path, workers: int = 1, cores: Sequence[int] = CORES.gateway
 ) -> AsyncIterator[Running]:
+    """Run our gateway before a cluster."""
     port, admin = free_port(), free_port()
-    api = _cluster(engines)
-    async with ApiServer(api) as server:
+    async with ApiServer(cluster.api) as server:
         env = {
             "KUBECONFIG": str(server.write_kubeconfig(logs / "kubeconfig")),
             "MATRIXINFER_GATEWAY_HOST": "127.0.0.1",
@@ -76,52 +75,17 @@ async def _ours(
 def ours(workers: int = 1, cores: Sequence[int] = CORES.gateway) -> Subject:
     """Return our gateway with so many workers on these cores."""
     setting = f"as it ships: default profile, metrics and access log on; {workers} worker{'s' * (workers > 1)}"
-    return Subject("matrixinfer", setting, lambda engines, logs: _ours(engines, logs, workers, cores))
+    return Subject("matrixinfer", setting, lambda engines, logs: gateway(_cluster(engines), logs, workers, cores))
 
 
-def _cluster(engines: Sequence[str]) -> MemoryApi:
+def _cluster(engines: Sequence[str]) -> Cluster:
     """A cluster with one model, a route, a server and a ready pod for each engine."""
-    api = MemoryApi()
-    kinds = {resource.kind: resource for resource in api.register_crds(repository() / "crds")}
+    cluster = Cluster()
     for number, engine in enumerate(engines):
-        address = engine.partition(":")[0]
-        name = f"engine-{number}"
-        api.create(
-            PODS,
-            {
-                "apiVersion": "v1",
-                "kind": "Pod",
-                "metadata": {"name": name, "namespace": "default", "labels": {"app": "engine"}},
-                "spec": {"containers": [{"name": "engine", "image": "none"}]},
-            },
-        )
-        status = {
-            "phase": "Running",
-            "podIP": address,
-            "podIPs": [{"ip": address}],
-            "conditions": [{"type": "Ready", "status": "True"}],
-        }
-        api.merge_patch(PODS, Key("default", name), {"status": status}, subresource="status")
-    port = int(engines[0].rpartition(":")[2])
-    server = {
-        "apiVersion": "networking.matrixinfer.ai/v1alpha1",
-        "kind": "ModelServer",
-        "metadata": {"name": "server", "namespace": "default"},
-        "spec": {
-            "inferenceEngine": "vLLM",
-            "workloadSelector": {"matchLabels": {"app": "engine"}},
-            "workloadPort": {"port": port},
-        },
-    }
-    route = {
-        "apiVersion": "networking.matrixinfer.ai/v1alpha1",
-        "kind": "ModelRoute",
-        "metadata": {"name": "route", "namespace": "default"},
-        "spec": {"modelName": "m", "rules": [{"name": "all", "targetModels": [{"modelServerName": "server"}]}]},
-    }
-    api.create(kinds["ModelServer"], server)
-    api.create(kinds["ModelRoute"], route)
-    return api
+        cluster.pod(f"engine-{number}", "engine", engine)
+    cluster.server("server", "engine", int(engines[0].rpartition(":")[2]))
+    cluster.route("route", "m", [{"modelServerName": "server"}])
+    return cluster
 
 
 # -- the yardstick ----------------------------------------------------------------------------------------------------
