@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import socket
+import struct
 
 import pytest
 from tests.unit.gateway.rig import OK, Asked, Rig, answering, post
@@ -200,6 +202,31 @@ async def test_a_fault_outside_of_the_handlers_guard_costs_one_connection(
     lucky.send(post())
     assert (await lucky.answer()).status == 200
     assert len(engine.asked) == 1
+
+
+async def test_a_client_that_resets_as_its_answer_is_cut_costs_one_connection(rig: Rig) -> None:
+    await rig.engine()
+    await rig.start()
+    rig.serving.cancel()
+
+    async def cut_once(exchange: Exchange) -> None:
+        if resetting.fileno() < 0:
+            await rig.handler(exchange)
+            return
+        exchange.begin(200, [], 100)
+        exchange.flush()
+        await asyncio.sleep(0)
+        resetting.close()
+        exchange.cut()
+
+    await rig.serve(cut_once)
+    with socket.socket() as resetting:
+        resetting.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        resetting.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(resetting, ("127.0.0.1", rig.port))
+        await asyncio.get_running_loop().sock_sendall(resetting, post())
+        await rig.until(lambda: resetting.fileno() < 0)
+    assert (await rig.ask()).status == 200
 
 
 async def test_a_client_that_closes_its_half_is_one_that_left(rig: Rig) -> None:

@@ -422,7 +422,12 @@ class _Connection(asyncio.Protocol):
         if self._paused_reading:
             self._transport.resume_reading()
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            try:
+                self._transport.write_eof()
+            except OSError:
+                # The client has reset the connection, of which the loop does not know yet.
+                self._transport.abort()
+                return
         elif not is_refusal:
             # TLS cannot half-close. Nothing is left to read, and an answer may end with the connection.
             self._transport.close()
