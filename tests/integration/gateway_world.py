@@ -61,15 +61,25 @@ class World:
     engines: list[Engine] = field(default_factory=list)
 
     def engine(self, app: str, *flags: str, model: str = "sim", pace: float = 200) -> Engine:
+        (made,) = self.engines_of(1, app, *flags, model=model, pace=pace)
+        return made
+
+    def engines_of(self, count: int, app: str, *flags: str, model: str, pace: float) -> list[Engine]:
+        """So many engines of one kind, which start side by side."""
+        made = [self._started(app, *flags, "--served-model-name", model, pace=pace) for _ in range(count)]
+        for engine in made:
+            wait_for(f"the engine at {engine.address}", engine.is_up, 30)
+            self.pod(engine, app)
+        return made
+
+    def _started(self, app: str, *flags: str, pace: float) -> Engine:
         address = f"127.7.{os.getpid() % 250}.{next(self.next_address)}"
-        argv = [sys.executable, "-m", "matrixinfer.enginesim", "serve", "sim-model", "--served-model-name", model]
+        argv = [sys.executable, "-m", "matrixinfer.enginesim", "serve", "sim-model"]
         argv += ["--host", address, "--port", str(ENGINE_PORT), "--sim-decode-tokens-per-second", str(pace), *flags]
         with (self.logs / f"{address}.log").open("wb") as log:
             process = subprocess.Popen(argv, stdout=log, stderr=log)
         engine = Engine(address, f"{app}-{address.rpartition('.')[2]}", process)
         self.engines.append(engine)
-        wait_for(f"the engine at {address}", engine.is_up, 30)
-        self.pod(engine, app)
         return engine
 
     def pod(self, engine: Engine, app: str) -> None:
@@ -85,56 +95,34 @@ class World:
         self.set_ready(engine, ready=True)
 
     def set_ready(self, engine: Engine, *, ready: bool) -> None:
-        status = "True" if ready else "False"
-        self.plane.run_kubectl(
-            "patch",
-            "pod",
-            engine.pod,
-            "-n",
-            self.namespace,
-            "--subresource=status",
-            "--type=merge",
-            "-p",
-            json.dumps(
-                {
-                    "status": {
-                        "phase": "Running",
-                        "podIP": engine.address,
-                        "podIPs": [{"ip": engine.address}],
-                        "conditions": [{"type": "Ready", "status": status}],
-                    }
-                }
-            ),
-        )
+        status = {
+            "phase": "Running",
+            "podIP": engine.address,
+            "podIPs": [{"ip": engine.address}],
+            "conditions": [{"type": "Ready", "status": "True" if ready else "False"}],
+        }
+        pod = f"/api/v1/namespaces/{self.namespace}/pods/{engine.pod}"
+        self.plane.api.patch(f"{pod}/status", {"status": status})
 
     def server(self, name: str, app: str, **spec: Any) -> None:
-        self.plane.apply(
-            [
-                {
-                    "apiVersion": "networking.matrixinfer.ai/v1alpha1",
-                    "kind": "ModelServer",
-                    "metadata": {"name": name, "namespace": self.namespace},
-                    "spec": {
-                        "inferenceEngine": "vLLM",
-                        "workloadSelector": {"matchLabels": {"app": app}},
-                        "workloadPort": {"port": ENGINE_PORT},
-                        **spec,
-                    },
-                }
-            ]
-        )
+        selected = {
+            "inferenceEngine": "vLLM",
+            "workloadSelector": {"matchLabels": {"app": app}},
+            "workloadPort": {"port": ENGINE_PORT},
+        }
+        self._apply("ModelServer", name, {**selected, **spec})
 
     def route(self, name: str, *rules: dict[str, Any], **spec: Any) -> None:
-        self.plane.apply(
-            [
-                {
-                    "apiVersion": "networking.matrixinfer.ai/v1alpha1",
-                    "kind": "ModelRoute",
-                    "metadata": {"name": name, "namespace": self.namespace},
-                    "spec": {"rules": list(rules), **spec},
-                }
-            ]
-        )
+        self._apply("ModelRoute", name, {"rules": list(rules), **spec})
+
+    def _apply(self, kind: str, name: str, spec: dict[str, Any]) -> None:
+        manifest = {
+            "apiVersion": "networking.matrixinfer.ai/v1alpha1",
+            "kind": kind,
+            "metadata": {"name": name, "namespace": self.namespace},
+            "spec": spec,
+        }
+        self.plane.api.apply(f"{NETWORKING}/{self.namespace}/{kind.lower()}s/{name}", manifest)
 
     def condition(self, plural: str, name: str, type_: str) -> dict[str, Any]:
         status = self.plane.api.get(f"{NETWORKING}/{self.namespace}/{plural}/{name}").get("status", {})
@@ -187,7 +175,7 @@ def target(name: str, weight: int = 100) -> dict[str, Any]:
 
 def simple(world: World, count: int = 1, *, pace: float = 200, **server: Any) -> list[Engine]:
     """One model `m` with `count` engines behind it."""
-    engines = [world.engine("m", model="m", pace=pace) for _ in range(count)]
+    engines = world.engines_of(count, "m", model="m", pace=pace)
     world.server("m", "m", **server)
     world.route("m", {"targetModels": [target("m")]}, modelName="m")
     return engines

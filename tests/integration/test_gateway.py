@@ -81,12 +81,12 @@ def test_headers_adapters_and_model_names_route_as_written(world: World, gateway
 
 
 async def test_a_change_of_endpoints_takes_effect_and_fails_no_request(world: World, gateway: GatewayStarter) -> None:
-    first, second = simple(world, 2)
+    first, second = simple(world, 2, pace=600)
     running = gateway()
     await until("both", lambda: len(running.endpoints("m")) == 2)
     async with traffic(running) as wrong:
         await until("traffic", lambda: running.metric("matrixinfer_gateway_requests_total") > 20)
-        third = await asyncio.to_thread(world.engine, "m", model="m")
+        third = await asyncio.to_thread(world.engine, "m", model="m", pace=600)
         began = time.monotonic()
         await until("the third", lambda: third.address in running.endpoints("m"))
         took = time.monotonic() - began
@@ -137,7 +137,8 @@ async def test_a_pod_that_is_deleted_ends_what_waits_for_it(world: World, gatewa
             *("delete", "pod", silent.pod, "-n", world.namespace, "--grace-period=0", "--force"),
         )
     assert all(task.result().choices for task in asking)
-    assert running.metric('matrixinfer_gateway_upstream_retries_total{model="m",reason="endpoint_gone"') > 0
+    gone = 'matrixinfer_gateway_upstream_retries_total{model="m",reason="endpoint_gone"'
+    await until("the retries are counted", lambda: running.metric(gone) > 0)
 
 
 async def test_a_client_that_leaves_ends_the_engines_work(world: World, gateway: GatewayStarter) -> None:
@@ -181,7 +182,7 @@ async def test_beat_01_a_drain_finishes_streams_and_ends_with_code_0(world: Worl
 
 
 async def test_a_killed_worker_is_replaced_and_the_other_goes_on(world: World, gateway: GatewayStarter) -> None:
-    simple(world, 2)
+    simple(world, 2, pace=600)
     running = gateway()
     await until("ready", lambda: len(running.endpoints("m")) == 2)
     victim, survivor = (worker["pid"] for worker in running.debug("workers"))

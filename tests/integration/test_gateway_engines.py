@@ -33,7 +33,7 @@ async def test_the_load_of_engines_is_known_and_that_of_a_stopped_one_grows_old(
     world: World, gateway: GatewayStarter
 ) -> None:
     first, second = simple(world, 2, pace=5)
-    running = gateway(workers="1", scrape_deadline_seconds="0.5")
+    running = gateway(workers="1", scrape_idle_seconds="1", scrape_deadline_seconds="0.5")
 
     def known(pod: str) -> dict[str, Any]:
         return next((dict(line) for line in running.debug("engines") if line["pod"] == pod), {})
@@ -71,7 +71,7 @@ async def test_an_adapter_that_is_loaded_at_run_time_is_known_within_a_look(
     engine = await asyncio.to_thread(world.engine, "m", "--enable-lora", model="m")
     world.server("m", "m")
     world.route("m", {"targetModels": [target("m")]}, modelName="m", loraAdapters=["fin"])
-    running = gateway()
+    running = gateway(scrape_idle_seconds="1")
 
     def adapters() -> list[str]:
         return [name for line in running.debug("engines") for name in line["adapters"]]

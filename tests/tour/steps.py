@@ -23,7 +23,7 @@ from openai import AsyncOpenAI
 __all__ = ["ANTHROPIC", "ENGINES_OWN", "OPENAI", "STEPS", "Tourist", "tour"]
 
 QUESTION: Final = "What is the capital of France? Answer in one word."
-TOKENS: Final = 12
+TOKENS: Final = 6
 
 
 @dataclass(frozen=True, slots=True)
