@@ -16,6 +16,8 @@ from contextlib import suppress
 _CHUNK_BYTES = 1 << 18
 # Shorter pauses than this would be longer than asked for.
 _LEAST_PAUSE_SECONDS = 0.005
+# What was not used of late may be used now: else every wait for a processor would count as bytes.
+_BURST_SECONDS = 0.2
 
 
 class Rate:
@@ -30,7 +32,7 @@ class Rate:
         """Wait until the next bytes may follow these."""
         with self._lock:
             now = time.monotonic()
-            self._free_at = max(self._free_at, now) + count / self._bytes_per_second
+            self._free_at = max(self._free_at, now - _BURST_SECONDS) + count / self._bytes_per_second
             ahead = self._free_at - now
         if ahead > _LEAST_PAUSE_SECONDS:
             time.sleep(ahead)
