@@ -101,6 +101,8 @@ def upload(store: ObjectStore, prefix: str, files: Sequence[Path]) -> None:
     for path in files:
         with path.open("rb") as opened:
             client.put_object(Bucket=BUCKET, Key=f"{prefix}/{path.name}", Body=opened, ChecksumAlgorithm="SHA256")
+    # Else the first tools would share the disk with what is still being stored.
+    os.sync()
 
 
 def offer_by_etag(folder: Path, prefix: str, other: str) -> None:
