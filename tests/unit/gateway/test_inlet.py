@@ -78,6 +78,17 @@ async def test_requests_of_one_connection_are_answered_in_order(rig: Rig) -> Non
     assert b'"list"' in answers[2].body
 
 
+@pytest.mark.parametrize("size", [70_000, 500_000])
+async def test_large_requests_that_come_one_behind_the_other_are_all_answered(rig: Rig, size: int) -> None:
+    """The body of the second is not what the first one carries besides its own."""
+    engine = await rig.engine()
+    await rig.start()
+    client = await rig.client()
+    client.send(post(b'{"model":"m","prompt":"%s"}' % (b"x" * size)) * 4)
+    assert [(await client.answer()).status for _ in range(4)] == [200] * 4
+    assert [len(asked.body) for asked in engine.asked] == [size + 25] * 4
+
+
 async def test_many_pipelined_requests_do_not_pile_up(rig: Rig) -> None:
     await rig.engine()
     await rig.start()

@@ -187,8 +187,8 @@ class _Connection(web.RequestHandler):
             self._has_begun = True
             if self._phase is _Phase.HEAD and self._head_timer is None:
                 self._expect_a_head()
-        is_waiting = self._phase is not _Phase.BODY and not self._messages
-        is_barren = self._phase is _Phase.BODY and self._body_bytes() == body_before
+        is_waiting = not self._takes_body and not self._messages
+        is_barren = self._takes_body and self._body_bytes() == body_before
         self._unproductive_bytes = self._unproductive_bytes + len(data) if is_waiting or is_barren else 0
         if self._unproductive_bytes > self.inlet.limits.head_bytes:
             self._too_much()
@@ -198,7 +198,7 @@ class _Connection(web.RequestHandler):
     def _too_much(self) -> None:
         if self._phase is _Phase.HEAD:
             self._refuse_now(Refusal(431, "The request head is too large."))
-        elif self._phase is _Phase.BODY and self._content is not None:
+        elif self._takes_body and self._content is not None:
             self._content.set_exception(web.RequestPayloadError("The request carries too much besides its body."))
         else:
             # An answer is under way: it is the last one.
@@ -211,6 +211,11 @@ class _Connection(web.RequestHandler):
             return
         if not isinstance(self._messages[-1][0], RawRequestMessage):
             content.set_exception(web.RequestPayloadError("The request is not valid HTTP/1.1."))
+
+    @property
+    def _takes_body(self) -> bool:
+        """Whether what comes belongs to the request being heard, and not to one behind it."""
+        return self._phase is _Phase.BODY and self._content is not None and not self._content.is_eof()
 
     def _body_bytes(self) -> int:
         return 0 if self._content is None else self._content.total_bytes
