@@ -161,10 +161,12 @@ class PrefixIndex:
 
     def _way(self, tag: int, block: int, words: tuple[int, ...], mark: Mark) -> int:
         """Which word of its set an entry takes: its own of before, a free one, else somebody's."""
-        rivals = [way for way, word in enumerate(words) if word >> _OVER_TAG == tag]
-        for way in rivals:
-            if words[way] >> _STAMP_BITS & _MARK_MASK == mark:
+        oldest = (tag << _MARK_BITS | mark) << _STAMP_BITS
+        newest = oldest | _STAMP_MASK
+        for way, word in enumerate(words):
+            if oldest <= word <= newest:
                 return way
+        rivals = [way for way, word in enumerate(words) if word >> _OVER_TAG == tag]
         if len(rivals) < _OWNER_LIMIT:
             return words.index(0) if 0 in words else self._free(block, b"")
         self._turn += 1

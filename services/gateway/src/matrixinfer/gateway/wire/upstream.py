@@ -74,7 +74,8 @@ class UpstreamConnection(asyncio.Protocol):
     def __init__(self, released: "Callable[[UpstreamConnection, bool], None]") -> None:
         """`released` is called after each answer with whether the connection can be used again, and when it is lost."""
         self._released = released
-        self._parser: Any = None
+        # One for all answers: what it cannot be sure to begin anew with is a connection that is not used again.
+        self._parser: Any = httptools.HttpResponseParser(self)
         self._sink: Sink | None = None
         self._failure: Exception | None = None
         # Left running from one answer to the next: the deadlines of most are never reached.
@@ -86,7 +87,6 @@ class UpstreamConnection(asyncio.Protocol):
         self._start_over()
 
     def _start_over(self) -> None:
-        self._parser = httptools.HttpResponseParser(self)
         self._headers: list[tuple[bytes, bytes]] = []
         # Received since the parser last gave away a head or a piece of the body.
         self._unproductive_bytes = 0
@@ -225,9 +225,9 @@ class UpstreamConnection(asyncio.Protocol):
                 coding += value.lower()
             elif name == b"keep-alive":
                 self.idle_limit = _promised_seconds(value)
-        fault = _fault(self._parser.get_http_version(), status, coding)
-        if fault:
-            self._stop_parsing(fault)
+        version = self._parser.get_http_version()
+        if coding or version != "1.1" or status not in _FINAL_STATUSES:
+            self._refuse_faults(version, status, coding)
         self._close_delimited = length is None and not coding and not has_no_body(status)
         if self._sink is not None:
             self._sink.head(status, self._headers, length)
@@ -266,6 +266,14 @@ class UpstreamConnection(asyncio.Protocol):
         self._released(self, reusable)
         sink.end()
 
+    def _refuse_faults(self, version: str, status: int, coding: bytes) -> None:
+        if version not in ("1.1", "1.0"):
+            self._stop_parsing(f"the engine speaks HTTP/{version}")
+        if status not in _FINAL_STATUSES:
+            self._stop_parsing(f"the engine answered with the status {status}")
+        if coding and (coding != b"chunked" or version == "1.0"):
+            self._stop_parsing("the engine's answer has a transfer coding that is not 'chunked'")
+
     def _stop_parsing(self, reason: str) -> NoReturn:
         """Fail from within the parser, so that it gives away nothing more."""
         self._failure = UpstreamError(reason)
@@ -274,16 +282,6 @@ class UpstreamConnection(asyncio.Protocol):
     def _fail(self, reason: str) -> None:
         self._failure = UpstreamError(reason)
         self._transport.abort()
-
-
-def _fault(version: str, status: int, coding: bytes) -> str:
-    if version not in ("1.1", "1.0"):
-        return f"the engine speaks HTTP/{version}"
-    if status not in _FINAL_STATUSES:
-        return f"the engine answered with the status {status}"
-    if coding and (coding != b"chunked" or version == "1.0"):
-        return "the engine's answer has a transfer coding that is not 'chunked'"
-    return ""
 
 
 def _promised_seconds(value: bytes) -> float | None:
