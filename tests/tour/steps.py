@@ -24,6 +24,8 @@ __all__ = ["ANTHROPIC", "ENGINES_OWN", "OPENAI", "STEPS", "Tourist", "tour"]
 
 QUESTION: Final = "What is the capital of France? Answer in one word."
 TOKENS: Final = 6
+LONG: Final = 200
+"""Tokens of an answer that is not complete before somebody can cancel it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +189,7 @@ async def responses_items(at: Tourist) -> None:
 
 
 async def responses_cancel(at: Tourist) -> None:
-    made = await at.openai.responses.create(model=at.model, input=QUESTION, max_output_tokens=TOKENS, background=True)
+    made = await at.openai.responses.create(model=at.model, input=QUESTION, max_output_tokens=LONG, background=True)
     assert made.status in ("queued", "in_progress")
     assert (await at.openai.responses.cancel(made.id)).status in ("cancelled", "completed")
 
