@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from tests.integration.gateway_world import Gateway, GatewayStarter, World
 
-from matrixinfer.devcluster import ControlPlane, repository
+from matrixinfer.devcluster import ControlPlane, instance, repository
 from matrixinfer.devcluster.binaries import build_extra
 from matrixinfer.devcluster.controlplane import free_ports, wait_for
 from matrixinfer.devcluster.s3 import ObjectStore, command, new_keys
@@ -67,6 +67,16 @@ def crds(bare_control_plane: ControlPlane) -> list[str]:
 def control_plane(bare_control_plane: ControlPlane, crds: list[str]) -> ControlPlane:
     """A running control plane that serves our kinds."""
     return bare_control_plane
+
+
+@pytest.fixture
+def own_plane() -> Iterator[ControlPlane]:
+    """A control plane of one test's own, for what would disturb the others: its API server may be killed."""
+    name = f"own-{uuid.uuid4().hex[:6]}"
+    try:
+        yield ControlPlane.up(name)
+    finally:
+        ControlPlane(instance(name)).down()
 
 
 @pytest.fixture

@@ -198,18 +198,6 @@ async def test_a_killed_worker_is_replaced_and_the_other_goes_on(world: World, g
     await until("no request is counted any more", lambda: running.metric("matrixinfer_gateway_in_flight_requests") == 0)
 
 
-async def test_routing_goes_on_without_the_api_server(world: World, gateway: GatewayStarter) -> None:
-    simple(world, 2)
-    running = gateway()
-    await until("ready", lambda: len(running.endpoints("m")) == 2)
-    async with traffic(running, clients=4) as wrong:
-        await asyncio.to_thread(world.plane.restart, "kube-apiserver", hard=True)
-    assert wrong == []
-    assert running.service.is_ready()
-    third = await asyncio.to_thread(world.engine, "m", model="m")
-    await until("it watches again", lambda: third.address in running.endpoints("m"), 30)
-
-
 def test_a_model_without_endpoints_is_503_with_retry_after(world: World, gateway: GatewayStarter) -> None:
     world.server("m", "nothing-has-this-label")
     world.route("m", {"targetModels": [target("m")]}, modelName="m")

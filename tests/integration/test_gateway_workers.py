@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from tests.unit.gateway.test_tracing import Collector
 
 from matrixinfer.devcluster import repository
 from matrixinfer.devcluster.controlplane import wait_for
+from matrixinfer.gateway import metrics
 from matrixinfer.gateway.certificate import CertificateFiles
 from matrixinfer.gateway.core.types import Endpoint, Route, Rule, Server, Snapshot, Target
 from matrixinfer.gateway.export import ExportSettings
@@ -107,6 +109,19 @@ async def world() -> AsyncIterator[World]:
         made.running.cancel()
         made.engine.close()
     made.memory.close()
+
+
+async def test_a_worker_that_serves_is_given_connections(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Said a moment too early, the others would get them all."""
+    seen: list[tuple[float, int]] = []
+
+    def note(serving: float) -> None:
+        seen.append((serving, sum(s.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) for s in world.sockets)))
+
+    monkeypatch.setattr(metrics.WORKERS_SERVING, "set", note)
+    await world.start()
+    assert [serving for serving, _ in seen] == [1, 2]
+    assert all(accepting >= serving for serving, accepting in seen)
 
 
 async def test_all_workers_see_the_requests_of_all(world: World) -> None:

@@ -4,7 +4,6 @@ import asyncio
 import signal
 import subprocess
 import sys
-import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import pytest
 from tests.integration.kube_replicas import LEASE, build
 
-from matrixinfer.devcluster import ControlPlane, instance
+from matrixinfer.devcluster import ControlPlane
 from matrixinfer.kube.client import Client
 from matrixinfer.kube.errors import ApiError
 from matrixinfer.kube.resource import CONFIG_MAPS, LEASES, PODS, Key
@@ -119,16 +118,6 @@ async def test_a_paused_leader_writes_nothing_when_it_wakes(
     makers = await made_by(client, namespace)
     assert {maker for name, maker in makers.items() if name.startswith("while")} == {"second"}
     assert len(makers) == 23
-
-
-@pytest.fixture
-def own_plane() -> Iterator[ControlPlane]:
-    """A control plane of this test's own, because its API server is killed."""
-    name = f"kube-{uuid.uuid4().hex[:6]}"
-    try:
-        yield ControlPlane.up(name)
-    finally:
-        ControlPlane(instance(name)).down()
 
 
 @pytest.mark.timeout(180)

@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -84,6 +85,22 @@ def test_a_zombie_does_not_run():
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
     assert identify(child.pid) is None
     child.wait()
+
+
+def test_a_process_whose_first_thread_has_ended_runs_until_the_last_has():
+    """A server that was killed holds its port until then, though the kernel calls it a zombie already."""
+    stays = "threading.Thread(target=sys.stdin.read).start()"
+    code = f"import ctypes, sys, threading; {stays}; ctypes.CDLL(None).pthread_exit(None)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE) as child:
+        who = identify(child.pid)
+        assert who is not None
+        deadline = time.monotonic() + 10
+        while ") Z " not in Path(f"/proc/{child.pid}/stat").read_text():
+            assert time.monotonic() < deadline
+        assert identify(child.pid) == who
+        assert not wait_gone(who, 0)
+        assert signal_process(who, signal.SIGKILL)
+        assert wait_gone(who, 10)
 
 
 def test_a_program_that_does_not_exist_leaves_its_reason_in_the_log(ledger: Ledger, lock: int):

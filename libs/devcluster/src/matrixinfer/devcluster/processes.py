@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from matrixinfer.devcluster.errors import ClusterError
 
@@ -27,6 +28,9 @@ _RECORD_AND_EXEC = """
 read -r boot < /proc/sys/kernel/random/boot_id && read -r stat < "/proc/$$/stat" &&
 printf '%s\\n%s\\n' "$boot" "$stat" > "$1" && cd "$2" && exec 9>&- && shift 2 && exec "$@"
 """
+
+# Of /proc/PID/stat, counted from the state (proc_pid_stat(5)).
+_THREADS: Final = 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +54,16 @@ def parse_record(text: str) -> Identity | None:
 
 
 def identify(pid: int) -> Identity | None:
-    """Return who has this pid now; None when nobody runs (a zombie does not)."""
+    """Return who has this pid now; None when nobody runs: a zombie does not, once the last of its threads has ended.
+
+    Until then it holds its files and its ports.
+    """
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    if stat.rpartition(")")[2].split()[:1] in (["Z"], ["X"]):
+    fields = stat.rpartition(")")[2].split()
+    if fields[:1] in (["Z"], ["X"]) and fields[_THREADS] in ("0", "1"):
         return None
     return parse_record(f"{_boot_id()}\n{stat}")
 
@@ -107,8 +115,9 @@ def _reap(pid: int) -> None:
 
 
 def stop_processes(targets: Iterable[Identity], patience_seconds: float) -> None:
-    """Ask all of them to end, and kill those that still run after `patience_seconds`."""
-    wanted = [target for target in targets if signal_process(target, signal.SIGTERM)]
+    """Ask all of them to end, and kill those that run after `patience_seconds`; with none, kill them at once."""
+    first = signal.SIGTERM if patience_seconds else signal.SIGKILL
+    wanted = [target for target in targets if signal_process(target, first)]
     deadline = time.monotonic() + patience_seconds
     stubborn = [target for target in wanted if not wait_gone(target, deadline - time.monotonic())]
     for target in stubborn:

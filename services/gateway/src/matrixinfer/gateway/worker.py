@@ -52,7 +52,7 @@ from matrixinfer.gateway.ledger import Ledger
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.stats import Stats
 from matrixinfer.gateway.tracing import Tracer
-from matrixinfer.gateway.wire.inlet import Inlet
+from matrixinfer.gateway.wire.inlet import BACKLOG, Inlet
 from matrixinfer.gateway.wire.pool import UpstreamPool, upstream_tls
 from matrixinfer.gateway.wire.server import HttpInlet
 from matrixinfer.service import logging
@@ -162,6 +162,8 @@ class Worker:
     async def _serve(self, writer: asyncio.StreamWriter) -> None:
         await self._has_snapshot.wait()
         _collect_less_often()
+        # From here on the kernel gives it connections. Said before, others would be believed to share them with it.
+        self._listener.listen(BACKLOG)
         self._send(writer, Serving())
         async with asyncio.TaskGroup() as tasks:
             serving = tasks.create_task(self._inlet.serve(self._listener, self._stopping))

@@ -15,6 +15,7 @@ from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
 from matrixinfer.gateway.wire.message import Exchange, Headers, Refusal, response_head
 
 __all__ = [
+    "BACKLOG",
     "CONTINUE",
     "LINGER_SECONDS",
     "REFUSED_AT_A_TIME",
@@ -26,6 +27,8 @@ __all__ = [
     "body_allowance",
 ]
 
+BACKLOG: Final = 4096
+"""Connections that wait to be accepted."""
 CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
 LINGER_SECONDS: Final = 1.0
 """How long a connection is read on after its last answer, so that the client gets it before a reset."""
@@ -130,7 +133,7 @@ class BaseInlet(Generic[ConnectionT]):
         server = await asyncio.get_running_loop().create_server(
             connect,
             sock=listener,
-            backlog=4096,
+            backlog=BACKLOG,
             ssl=self._tls,
             ssl_handshake_timeout=self.limits.handshake_seconds if self._tls else None,
             # Closing includes sending what is left to a client that is slow.
