@@ -45,8 +45,18 @@ class Life:
         deadline = time.monotonic() + seconds
         while not holds():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"{what}: not within {seconds:.0f} s\n{self.kubectl('get', KINDS + ',pods')}")
+                raise TimeoutError(f"{what}: not within {seconds:.0f} s\n{self.story()}")
             time.sleep(0.3)
+
+    def story(self) -> str:
+        """What a person would look at to see why: the columns, the sentences of all conditions, the latest events."""
+        sentences = [
+            f"{item['kind']}/{item['metadata']['name']} {each['type']}={each['status']}: {each['message']}"
+            for item in self.get(KINDS)["items"]
+            for each in (item.get("status") or {}).get("conditions", [])
+        ]
+        events = self.kubectl("get", "events", "--sort-by=.lastTimestamp").splitlines()[-40:]
+        return "\n".join([self.kubectl("get", f"{KINDS},pods"), *sentences, *events])
 
     def wait_ready(self, count: int) -> None:
         self.wait(f"{count} ready pods", lambda: len(self.ready_pods()) == count == len(self.pods()))

@@ -285,8 +285,9 @@ def test_a_policy_scales_with_the_queue_and_goes_without_a_trace(node: Node, gat
     life.kubectl("apply", "-f", "-", stdin=orjson.dumps(model).decode())
     life.wait("the Model to be active", lambda: life.condition("model", "elastic", "Active").get("status") == "True")
     life.wait("the route", lambda: not ask(gateway, "elastic", "hi", max_tokens=2).error, 30)
-    with Traffic.flowing(gateway, "elastic", connections=24, max_tokens=200):
+    with Traffic.flowing(gateway, "elastic", connections=24, max_tokens=200) as traffic:
         life.wait("more replicas", lambda: len(life.pods()) > 1)
+    assert traffic.failures == []
     told = life.kubectl("get", "autoscalingpolicies,autoscalingpolicybindings", "-o", "yaml")
     assert "desiredReplicas" in told
     del model["spec"]["backends"][0]["autoscalingPolicy"]
