@@ -19,6 +19,7 @@ from matrixinfer.devcluster.suite import build_images, load_images, read
 from matrixinfer.devcluster.vllm import vllm_model_files
 from matrixinfer.engines.exposition import MetricReader
 from matrixinfer.engines.metric_names import METRICS, Metric, MetricKind
+from matrixinfer.engines.state import StateReader
 from matrixinfer.testkit.traffic import Traffic, ask
 
 ROOT = Path(__file__).parents[2]
@@ -94,6 +95,12 @@ def test_a_real_vllm_answers_and_every_metric_that_we_know_is_there(
         wait_for("a running request", lambda: bool(found(scrape(port))[Metric.RUNNING]), 30)
         seen = found(scrape(port))
     assert traffic.failures == []
-    assert [metric for metric, value in seen.items() if value is None] == []
+    # vLLM counts queries and hits instead of the ratio, and tells the size of its memory in labels.
+    said_otherwise = [Metric.PREFIX_HIT_RATIO, Metric.KV_TOKENS]
+    assert [metric for metric, value in seen.items() if value is None] == said_otherwise
+    state = StateReader().read(scrape(port))
+    assert state.kv_tokens
+    assert state.prefix_hits
+    assert None not in (state.running, state.waiting, state.kv_usage, state.ttft_seconds, state.tpot_seconds)
     counted = (Metric.PROMPT_TOKENS, Metric.GENERATION_TOKENS, Metric.TTFT, Metric.ITL)
     assert [metric for metric in counted if not seen[metric]] == []

@@ -194,7 +194,7 @@ async def vllm() -> AsyncIterator[str]:
     except ClusterError as error:
         pytest.skip(str(error))
     python, port = model.parent / "venv/bin/python", free_port()
-    config = {"dtype": "bfloat16", "max-model-len": 2048, "max-num-seqs": 8, "enforce-eager": True, "block-size": 32}
+    config = {"dtype": "float32", "max-model-len": 2048, "max-num-seqs": 8, "enforce-eager": True, "block-size": 32}
     config |= {"kv-cache-memory-bytes": "128M", "distributed-executor-backend": "uni"}
     launch = Launch(str(model), "vllm", port=port, host="127.0.0.1", config=config)
     argv = engine_named("vLLM").command(launch).argv
