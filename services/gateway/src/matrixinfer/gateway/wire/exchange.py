@@ -152,8 +152,9 @@ class ClientExchange:
 
     def release_body(self) -> None:
         """Let the body go: once the answer has begun, no other endpoint will be sent it."""
-        self._line.give_back(len(self.request.body))
-        self.request.body = b""
+        if self.request.body:
+            self._line.give_back(len(self.request.body))
+            self.request.body = b""
 
     def lost(self) -> None:
         """The connection was lost."""

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
+from operator import itemgetter
 from typing import Protocol, TypeAlias
 
 import msgspec
@@ -44,7 +45,9 @@ HOP_BY_HOP = frozenset(
     }
 )
 
-_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}\r\n".encode() for s in HTTPStatus}
+_STATUS_LINES = {s.value: f"HTTP/1.1 {s.value} {s.phrase}".encode() for s in HTTPStatus}
+_name_of = itemgetter(0)
+_line_of = b": ".join
 
 
 class Request(msgspec.Struct):
@@ -163,9 +166,9 @@ def end_to_end(headers: Headers, *, drop: frozenset[bytes] = HOP_BY_HOP) -> Head
     wants left out, nor named by `Connection`.
     """
     kept = [pair for pair in headers if pair[0] not in drop]
-    wishes = [value for name, value in headers if name == b"connection"]
-    if not wishes:
+    if b"connection" not in map(_name_of, headers):
         return kept
+    wishes = [value for name, value in headers if name == b"connection"]
     named = {token.strip().lower() for value in wishes for token in value.split(b",")}
     return [pair for pair in kept if pair[0] not in named]
 
@@ -191,12 +194,10 @@ def authority(address: str, port: int) -> bytes:
 
 def request_head(method: str, target: bytes, headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Render the head of a request."""
-    lines = [name + b": " + value + b"\r\n" for name, value in headers]
-    return b"".join((method.encode(), b" ", target, b" HTTP/1.1\r\n", *lines, b"\r\n"))
+    return b"\r\n".join((b"%b %b HTTP/1.1" % (method.encode(), target), *map(_line_of, headers), b"", b""))
 
 
 def response_head(status: int, headers: Iterable[tuple[bytes, bytes]], framing: bytes = b"") -> bytes:
-    """Render the head of a response; `framing` are the lines that say how its body ends."""
-    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown\r\n" % status
-    lines = [name + b": " + value + b"\r\n" for name, value in headers]
-    return b"".join((line, *lines, framing, b"\r\n"))
+    """Render the head of a response; `framing` are the lines, each with its end, that say how its body ends."""
+    line = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Unknown" % status
+    return b"\r\n".join((line, *map(_line_of, headers), framing, b""))
