@@ -7,7 +7,7 @@ trap: a label that a client can choose is a leak, so all three are names of the 
 """
 
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeAlias
 
@@ -133,6 +133,7 @@ OVERHEAD_BUCKETS: Final = (
 
 _SERIES_LIMIT = 2000
 _OTHER: Final[SeriesKey] = ("other", "other", "other")
+_KINDS: Final = ("prompt", "completion", "cached")
 
 
 class HistogramReport(msgspec.Struct, frozen=True, array_like=True):
@@ -234,9 +235,10 @@ class Series:
         """The gateway's own time before the engine had the request."""
         self.changed = True
         self._duration = Histogram(DURATION_BUCKETS)
-        self._requests: Counter[tuple[str, str]] = Counter()
+        self._requests: Counter[tuple[int, str]] = Counter()
         self._retries: Counter[str] = Counter()
-        self._tokens: Counter[tuple[str, bool]] = Counter()
+        # By whether they are an estimate: tokens of each kind, as `_KINDS` has them.
+        self._tokens: defaultdict[bool, list[int]] = defaultdict(lambda: [0] * len(_KINDS))
         self._decisions: Counter[str] = Counter()
         self._cached_tokens = 0
         self._tokens_to_read = 0
@@ -255,26 +257,26 @@ class Series:
 
     def end(self, code: int, outcome: str, seconds: float, *, client_gone: bool) -> None:
         """A request ended with `code` after `seconds`."""
-        self._requests[str(code), outcome] += 1
+        self._requests[code, outcome] += 1
         self._client_gone += client_gone
         self._duration.observe(seconds)
         self.changed = True
 
     def refused(self, code: int, outcome: str) -> None:
         """What was no request was answered with `code`; it took no time that could be measured."""
-        self._requests[str(code), outcome] += 1
+        self._requests[code, outcome] += 1
         self.changed = True
 
     def expect(self, code: int, outcome: str) -> None:
         """Show an outcome with zero before it happens: what appears with its first error cannot be alerted on."""
-        self._requests[str(code), outcome] += 0
+        self._requests[code, outcome] += 0
 
     def used(self, usage: Usage) -> None:
         """Count the tokens of a request."""
-        estimate = usage.is_estimate
-        self._tokens["prompt", estimate] += usage.prompt
-        self._tokens["completion", estimate] += usage.completion
-        self._tokens["cached", estimate] += usage.cached
+        tokens = self._tokens[usage.is_estimate]
+        tokens[0] += usage.prompt
+        tokens[1] += usage.completion
+        tokens[2] += usage.cached
 
     def placed(self, rung: str, cached: int, to_read: int) -> None:
         """An endpoint was chosen; of the prompt so many tokens are expected to be cached there."""
@@ -290,11 +292,15 @@ class Series:
     def report(self) -> SeriesReport:
         """Return everything."""
         return SeriesReport(
-            dict(self._requests),
+            {(str(code), outcome): count for (code, outcome), count in self._requests.items()},
             dict(self._retries),
             self._client_gone,
             self._in_flight,
-            dict(self._tokens),
+            {
+                (kind, is_estimate): count
+                for is_estimate, counts in self._tokens.items()
+                for kind, count in zip(_KINDS, counts, strict=True)
+            },
             self._duration.report(),
             self.first_token.report(),
             self.per_token.report(),

@@ -18,6 +18,7 @@ __all__ = ["Trace"]
 # Names of the routing table are shorter; what a client makes up may be as long as its request.
 _TEXT_LIMIT = 512
 _NOT_COUNTED = Usage(-1, -1, -1)
+_SCORE_STEPS = 10_000
 
 
 class Trace(msgspec.Struct):
@@ -93,7 +94,7 @@ class Trace(msgspec.Struct):
             self.target,
             len(decision.candidates),
             decision.scores.count(best),
-            round(best, 4),
+            int(best * _SCORE_STEPS + 0.5) / _SCORE_STEPS,
             {removal.filter: len(removal.positions) for removal in decision.removals},
             placed.view.prompt_tokens,
             placed.cached_tokens,
@@ -153,11 +154,11 @@ class Trace(msgspec.Struct):
             self.failures,
             exchange.bytes_in,
             exchange.bytes_out,
-            round(total_seconds * 1000, 3),
-            -1.0 if overhead is None else round(overhead * 1000, 3),
-            -1.0 if self.queued_seconds is None else round(self.queued_seconds * 1000, 3),
-            -1.0 if self.connect_seconds is None else round(self.connect_seconds * 1000, 3),
-            -1.0 if first_byte_at is None else round((first_byte_at - received) * 1000, 3),
+            _milliseconds(total_seconds),
+            -1.0 if overhead is None else _milliseconds(overhead),
+            -1.0 if self.queued_seconds is None else _milliseconds(self.queued_seconds),
+            -1.0 if self.connect_seconds is None else _milliseconds(self.connect_seconds),
+            -1.0 if first_byte_at is None else _milliseconds(first_byte_at - received),
             usage.prompt,
             usage.completion,
             usage.cached,
@@ -165,3 +166,8 @@ class Trace(msgspec.Struct):
             self.spans.context.trace_id if self.spans is not None else "",
             self.decision,
         )
+
+
+def _milliseconds(seconds: float) -> float:
+    # To the microsecond. `round` does it through a text, which costs more than all else in a line.
+    return int(seconds * 1_000_000 + 0.5) / 1000
