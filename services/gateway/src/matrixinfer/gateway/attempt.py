@@ -234,6 +234,7 @@ class Attempts:
             terms.deadlines,
             trace.answer_headers,
             clock,
+            loop,
             may_hold=trace.retries < terms.retry.attempts,
             began=began,
             opening=self._opening(endpoint) if makes_object(exchange.request.path) else None,

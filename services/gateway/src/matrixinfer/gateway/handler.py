@@ -6,11 +6,11 @@ goes to another endpoint; below it, a kept connection that turns out to be dead 
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, partial
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -19,7 +19,6 @@ from matrixinfer.gateway.access import AccessLog
 from matrixinfer.gateway.attempt import Attempts
 from matrixinfer.gateway.board import LoadBoard, LoadRow
 from matrixinfer.gateway.choosing import Choice, Chooser, Full, Load
-from matrixinfer.gateway.core.budget import Budgets
 from matrixinfer.gateway.core.form import form_boundary, is_multipart, peek_form
 from matrixinfer.gateway.core.match import Ask
 from matrixinfer.gateway.core.objects import Keeper
@@ -47,10 +46,11 @@ from matrixinfer.gateway.models import ModelPages
 from matrixinfer.gateway.prefixes import PrefixIndex
 from matrixinfer.gateway.refusing import Refusals
 from matrixinfer.gateway.stats import UNKNOWN_MODEL, Stats
-from matrixinfer.gateway.terms import Terms, TrafficDefaults, terms
+from matrixinfer.gateway.terms import Terms, TrafficDefaults, agreed
 from matrixinfer.gateway.trace import Trace
 from matrixinfer.gateway.tracing import Summary, Tracer
 from matrixinfer.gateway.waiting import Placed, Waiting
+from matrixinfer.gateway.ways import Way, Ways
 from matrixinfer.gateway.wire.message import Exchange, Headers, Request, header
 from matrixinfer.gateway.wire.pool import Peer, UpstreamPool
 from matrixinfer.gateway.wire.relay import Held, Outcome
@@ -140,7 +140,7 @@ class Handler:
             request_id=lambda headers: self._request_id(header(headers, b"x-request-id")),
         )
         """Answers what the inlet could not accept."""
-        self._budgets = Budgets(defaults.retry_budget)
+        self._ways = Ways(stats, defaults)
         self.rung = Rung.FULL
         """How much of scheduling there is time for; set by whoever measures."""
         self.draining = False
@@ -155,7 +155,7 @@ class Handler:
         self._chooser = Chooser(table, self._board, self._prefixes, self._health, self._clock)
         self._models = ModelPages(table.listings)
         self._stats.expect(table.series_keys())
-        self._budgets.keep(snapshot.servers)
+        self._ways.begin_anew(snapshot.servers)
         self._attempts.end_those_of(table.gone)
         if self._waiting.lines:
             self._waiting.release(rerouted=True)
@@ -184,7 +184,9 @@ class Handler:
         request = exchange.request
         trace = Trace(self._request_id(request.header(b"x-request-id")), self._unrouted, self._unrouted)
         try:
-            await self._answer(exchange, trace)
+            going = self._answer(exchange, trace)
+            if going is not None:
+                await going
         except GatewayError as error:
             trace.outcome = trace.outcome or error.code or "refused"
             self._refuse(exchange, trace, error)
@@ -202,7 +204,8 @@ class Handler:
 
     # -- what is asked --------------------------------------------------------------------------------------------
 
-    async def _answer(self, exchange: Exchange, trace: Trace) -> None:
+    def _answer(self, exchange: Exchange, trace: Trace) -> Coroutine[Any, Any, None] | None:
+        """Answer what needs no endpoint; returns what answers all else."""
         request = exchange.request
         kind = surface(request.path)
         if kind is Surface.MALFORMED:
@@ -217,11 +220,12 @@ class Handler:
         elif request.method not in allowed:
             raise errors.method_not_allowed(request.method, allowed)
         elif kind is Surface.INFERENCE:
-            await self._infer(exchange, trace)
+            return self._infer(exchange, trace)
         elif kind is Surface.STORED:
-            await self._ask_keeper(exchange, trace)
+            return self._ask_keeper(exchange, trace)
         else:
             self._answer_locally(exchange, trace, kind)
+        return None
 
     def _answer_options(self, exchange: Exchange, trace: Trace, allowed: Sequence[str]) -> None:
         trace.status, trace.outcome = 204, "ok"
@@ -258,8 +262,8 @@ class Handler:
         choice = self._chooser.keeper_of(object_id, kept_by, trace)
         claim = self._attempts.enter(choice)
         began = asyncio.get_running_loop().time()
-        agreed = terms(choice.policy, choice.server.policy, self._defaults, began, _asked_seconds(exchange.request))
-        unrepeated = msgspec.structs.replace(agreed, retry=_NO_RETRY)
+        terms = agreed(choice.policy, choice.server.policy, self._defaults)
+        unrepeated = msgspec.structs.replace(terms, retry=_NO_RETRY).since(began, _asked_seconds(exchange.request))
         once = exchange.request.method != "GET"
         outcome = await self._attempts.run(exchange, trace, choice, claim, unrepeated, once=once)
         if outcome.failure is not None:
@@ -288,23 +292,24 @@ class Handler:
                 full = self._behind(choice) if isinstance(choice, Choice) else choice
                 again = partial(self._place, ask, trace, load, tried, kept_by)
                 choice, claim = await self._wait(full, again, ask, exchange, trace, began, asked)
+            way = self._way(trace, choice)
             if not tried:
-                self._budgets.of(choice.server).request(self._clock())
-            agreed = terms(choice.policy, choice.server.policy, self._defaults, began, asked)
+                way.budget.request(self._clock())
+            terms = way.agreed.since(began, asked)
             self._note_decision(trace, choice)
-            outcome = await self._attempts.run(exchange, trace, choice, claim, agreed)
+            outcome = await self._attempts.run(exchange, trace, choice, claim, terms)
             if outcome.failure is None:
                 return
             if outcome.untouched or outcome.failure is Failure.ENDPOINT_GONE or _is_transient(outcome):
                 choice.undo()
             trace.failures.append(f"{choice.endpoint.pod}: {outcome.failure.value} {outcome.detail}".rstrip())
-            if not self._shall_retry(exchange, outcome, trace, agreed) or not self._can_afford(choice, outcome, trace):
+            if not self._shall_retry(exchange, outcome, trace, terms) or not self._can_afford(choice, outcome, trace):
                 self._end_badly(exchange, trace, outcome)
                 return
             tried |= {choice.endpoint.uid}
             trace.retries += 1
             trace.series.retry(outcome.failure.value)
-            await self._pause(trace, agreed.retry.interval_seconds)
+            await self._pause(trace, terms.retry.interval_seconds)
 
     def _read(self, request: Request) -> tuple[Peek, Prompt]:
         """Read what is asked, and the prompt, where the path has one that engines keep and there is time for it."""
@@ -336,8 +341,11 @@ class Handler:
         if isinstance(choice, Choice):
             if trace.spans is not None:
                 trace.spans.phases.append(("schedule", began, self._clock(), _noted(chooser.table.revision, choice)))
-            trace.series = self._stats.series(trace.model, trace.route, choice.server.name)
+            trace.series = self._way(trace, choice).series
         return choice
+
+    def _way(self, trace: Trace, choice: Choice) -> Way:
+        return self._ways.of(trace.model, trace.route, choice.policy, choice.server)
 
     def _place(
         self, ask: Ask, trace: Trace, load: Load, tried: frozenset[str], kept_by: Keeper | None
@@ -362,7 +370,7 @@ class Handler:
     ) -> Placed:
         request, before = exchange.request, self._clock()
         entry = self._chooser.entry(trace)
-        agreed = terms(entry.route.policy, full.server.policy, self._defaults, began, asked)
+        terms = agreed(entry.route.policy, full.server.policy, self._defaults).since(began, asked)
         try:
             return await self._waiting.wait(
                 full,
@@ -371,7 +379,7 @@ class Handler:
                 size=len(request.body),
                 priority=_asked_priority(ask),
                 arrived=request.received,
-                ends_at=agreed.deadlines.ends_at,
+                ends_at=terms.deadlines.ends_at,
             )
         finally:
             waited = self._clock() - before
@@ -391,13 +399,13 @@ class Handler:
 
     # -- when it fails --------------------------------------------------------------------------------------------
 
-    def _shall_retry(self, exchange: Exchange, outcome: Outcome, trace: Trace, agreed: Terms) -> bool:
+    def _shall_retry(self, exchange: Exchange, outcome: Outcome, trace: Trace, terms: Terms) -> bool:
         if exchange.begun or outcome.failure is None:
             return False
-        remaining = agreed.deadlines.ends_at - asyncio.get_running_loop().time()
+        remaining = terms.deadlines.ends_at - asyncio.get_running_loop().time()
         # A pooled connection that fails twice in a row is an endpoint that fails.
         failure = Failure.RESET if outcome.failure is Failure.STALE else outcome.failure
-        return may_retry(failure, trace.retries, agreed.retry, remaining, transient=_is_transient(outcome))
+        return may_retry(failure, trace.retries, terms.retry, remaining, transient=_is_transient(outcome))
 
     def _can_afford(self, choice: Choice, outcome: Outcome, trace: Trace) -> bool:
         """Whether sending the request again multiplies no overload.
@@ -409,7 +417,7 @@ class Handler:
             return True
         chooser = self._chooser
         is_last = not chooser.is_offered(choice) or (chooser.is_left_out(choice) and not trace.tripped)
-        if is_last or self._budgets.of(choice.server).spend(self._clock()):
+        if is_last or self._way(trace, choice).budget.spend(self._clock()):
             return True
         trace.failures.append("the retry budget is spent")
         return False

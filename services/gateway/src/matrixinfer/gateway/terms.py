@@ -11,7 +11,7 @@ from matrixinfer.gateway.core.retry import RetryPolicy
 from matrixinfer.gateway.core.types import TrafficPolicy
 from matrixinfer.gateway.wire.relay import Deadlines
 
-__all__ = ["Terms", "TrafficDefaults", "terms"]
+__all__ = ["Agreed", "Terms", "TrafficDefaults", "agreed"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,26 +28,35 @@ class TrafficDefaults:
     queue: QueueLimits = field(default_factory=QueueLimits)
 
 
-class Terms(msgspec.Struct, frozen=True):
+class Terms(msgspec.Struct, frozen=True, gc=False):
     """Deadlines and retries of one request."""
 
     deadlines: Deadlines
     retry: RetryPolicy
 
 
-def terms(
-    route: TrafficPolicy, server: TrafficPolicy, own: TrafficDefaults, began: float, asked_seconds: float | None = None
-) -> Terms:
-    """Return the terms of a request that began at loop time `began` and has its own idea of how long it may take."""
-    total = _first(route.total_seconds, server.total_seconds, own.total_seconds)
-    if asked_seconds is not None:
-        total = min(total, asked_seconds)
-    return Terms(
-        Deadlines(
-            _first(route.first_byte_seconds, server.first_byte_seconds, own.first_byte_seconds),
-            _first(route.idle_seconds, server.idle_seconds, own.idle_seconds),
-            began + total,
-        ),
+class Agreed(msgspec.Struct, frozen=True, gc=False):
+    """What holds for every request of a route to a server. Times in seconds."""
+
+    total_seconds: float
+    first_byte_seconds: float
+    idle_seconds: float
+    retry: RetryPolicy
+
+    def since(self, began: float, asked_seconds: float | None = None) -> Terms:
+        """Return the terms of a request that began at loop time `began`, with its own idea of how long it may take."""
+        total = self.total_seconds
+        if asked_seconds is not None and asked_seconds < total:
+            total = asked_seconds
+        return Terms(Deadlines(self.first_byte_seconds, self.idle_seconds, began + total), self.retry)
+
+
+def agreed(route: TrafficPolicy, server: TrafficPolicy, own: TrafficDefaults) -> Agreed:
+    """Return what a route and a server agree on."""
+    return Agreed(
+        _first(route.total_seconds, server.total_seconds, own.total_seconds),
+        _first(route.first_byte_seconds, server.first_byte_seconds, own.first_byte_seconds),
+        _first(route.idle_seconds, server.idle_seconds, own.idle_seconds),
         RetryPolicy(
             own.retry_attempts if server.retry_attempts is None else server.retry_attempts,
             _first(server.retry_interval_seconds, own.retry_interval_seconds),

@@ -99,6 +99,7 @@ class Relay:
         deadlines: Deadlines,
         extra_headers: Headers,
         clock: Callable[[], float],
+        loop: asyncio.AbstractEventLoop,
         *,
         may_hold: bool,
         began: Callable[[int], None],
@@ -114,7 +115,6 @@ class Relay:
         `opening` is shown how a good answer begins, before the client is, until it returns True.
         `hidden` takes out of a stream what the client did not ask for.
         """
-        loop = asyncio.get_running_loop()
         self.outcome: Ending[Outcome] = Ending(loop=loop)
         self.status: int | None = None
         self.content_type = b""
