@@ -64,14 +64,16 @@ def peek(body: bytes) -> Peek:
 
 def peeked(members: Members) -> Peek:
     """Judge the members of a body that was decoded. Raises BodyError."""
-    model = model_name(members.model)
-    previous = bytes(members.previous_response_id)
     return Peek(
-        model,
-        bytes(members.stream) == b"true",
-        msgspec.json.decode(previous) if previous[:1] == b'"' and len(previous) <= _NAME_LIMIT else "",
+        model_name(members.model),
+        bytes(members.stream) == b"true" if members.stream else False,
+        _previous(bytes(members.previous_response_id)) if members.previous_response_id else "",
         bool(members.stream_options),
     )
+
+
+def _previous(raw: bytes) -> str:
+    return msgspec.json.decode(raw) if raw[:1] == b'"' and len(raw) <= _NAME_LIMIT else ""
 
 
 def model_name(given: str | None) -> str:

@@ -148,8 +148,8 @@ class _Pen:
         for text in (message.name, message.tool_call_id, message.reasoning_content, message.arguments):
             if text:
                 self.pieces += (_FIELD, text)
-        if calls := bytes(message.tool_calls):
-            self.pieces += (_FIELD, calls.decode())
+        if message.tool_calls:
+            self.pieces += (_FIELD, bytes(message.tool_calls).decode())
         if message.output:
             self.content(message.output)
         self.pieces.append(_TURN)
@@ -251,12 +251,12 @@ def _text_tokens(characters: int, size: int) -> int:
 
 def _write(members: _Body, pen: _Pen) -> None:
     pieces = pen.pieces
-    settings = (members.cache_salt, members.chat_template, bytes(members.chat_template_kwargs).decode())
-    for setting in settings:
+    for setting in (members.cache_salt, members.chat_template):
         if setting:
             pieces += (setting, _FIELD)
-    if tools := bytes(members.tools):
-        pieces += (tools.decode(), _TURN)
+    for raw, end in ((members.chat_template_kwargs, _FIELD), (members.tools, _TURN)):
+        if raw:
+            pieces += (bytes(raw).decode(), end)
     for system in (members.system, members.instructions):
         if system:
             pieces += ("system", _FIELD)
@@ -283,8 +283,8 @@ def _listed(raw: bytes) -> str:
 
 
 def _limit(members: _Body) -> int | None:
-    for raw in (bytes(members.max_completion_tokens), bytes(members.max_tokens), bytes(members.max_output_tokens)):
-        if raw.isdigit():
-            choices = bytes(members.n)
-            return int(raw) * (int(choices) if choices.isdigit() else 1)
+    for raw in (members.max_completion_tokens, members.max_tokens, members.max_output_tokens):
+        if raw and (digits := bytes(raw)).isdigit():
+            choices = bytes(members.n) if members.n else b""
+            return int(digits) * (int(choices) if choices.isdigit() else 1)
     return None
