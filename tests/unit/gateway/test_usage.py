@@ -1,5 +1,6 @@
 """Token counts from the two ends of an answer: every form, and everything that only looks like one."""
 
+import asyncio
 import tracemalloc
 from typing import Any
 
@@ -191,6 +192,7 @@ async def test_an_answer_of_fifty_megabytes_leaves_nothing_behind() -> None:
         deadlines,
         [],
         lambda: 0.0,
+        asyncio.get_running_loop(),
         may_hold=False,
         began=lambda _: None,
         observe_gap=lambda _: None,
