@@ -29,7 +29,8 @@ from matrixinfer.downloader import lock
 from matrixinfer.downloader.core.manifest import SourceFile
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.request import Request
-from matrixinfer.downloader.fetch import Limits, Tools, fetch
+from matrixinfer.downloader.fetch import Tools, fetch
+from matrixinfer.downloader.limits import Limits
 from matrixinfer.downloader.sources.folder import FolderSource
 from matrixinfer.downloader.sources.source import Body
 

@@ -16,7 +16,8 @@ from matrixinfer.downloader.core.manifest import Ready
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.uri import parse
 from matrixinfer.downloader.errors import Cause, DownloadError
-from matrixinfer.downloader.fetch import Limits, Tools, fetch
+from matrixinfer.downloader.fetch import Tools, fetch
+from matrixinfer.downloader.limits import Limits
 from matrixinfer.downloader.settings import DownloaderSettings
 
 TOKEN = "hf_" + "s3cr3t" * 5

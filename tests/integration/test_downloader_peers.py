@@ -11,7 +11,8 @@ from tests.integration.downloader_nodes import FILES, PART_BYTES, TOKEN, TOTAL, 
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.uri import WebFolder
 from matrixinfer.downloader.errors import TransientError
-from matrixinfer.downloader.fetch import Limits, Tools, fetch
+from matrixinfer.downloader.fetch import Tools, fetch
+from matrixinfer.downloader.limits import Limits
 from matrixinfer.downloader.peers.directory import PeerAccess, Peers
 from matrixinfer.downloader.peers.swarm import Swarm, SwarmLimits
 from matrixinfer.downloader.sources.web import WebAccess

@@ -9,6 +9,7 @@ import json
 import os
 import random
 import select
+import signal
 import subprocess
 import threading
 import uuid
@@ -71,6 +72,8 @@ class Proxy(ThreadingHTTPServer):
 
 class ProxyHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Head and body are two writes: without it every answer waits 40 ms for an acknowledgement.
+    disable_nagle_algorithm = True
     server: Proxy
 
     def log_message(self, *_: object) -> None:
@@ -217,8 +220,12 @@ def content(output: Path) -> dict[str, bytes]:
     return {str(path.relative_to(output)): path.read_bytes() for path in files}
 
 
+def lines_of_parts(work: Path) -> list[bytes]:
+    return [line for path in (work / "journal").glob("*") for line in path.read_bytes().splitlines()[1:]]
+
+
 def noted_parts(work: Path) -> int:
-    return sum(max(0, path.read_bytes().count(b"\n") - 1) for path in (work / "journal").glob("*"))
+    return len(lines_of_parts(work))
 
 
 def ready(output: Path) -> dict[str, Any]:
@@ -273,18 +280,17 @@ def test_a_bucket_may_stand_in_the_name_of_the_host(
 
 
 def test_two_states_of_a_prefix_share_a_cache_and_the_older_stays(
-    start: Start, proxy: Proxy, bucket: str, client: Any, tmp_path: Path
+    start: Start, bucket: str, client: Any, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache"
-    for version in ("v1", "v2"):
-        code, _ = start(f"s3://{bucket}/m", cache / "versions" / version, "--cache", str(cache)).end()
-        assert code == 0
+    taken = []
+    for version, *choice in (("v1",), ("v2",), ("v3", "--include", "*")):
+        download = start(f"s3://{bucket}/m", cache / "versions" / version, "--cache", str(cache), *choice)
+        assert download.end()[0] == 0
+        taken.append(taken_bytes(download))
         client.put_object(Bucket=bucket, Key="m/config.json", Body=b'{"a": 2}')
-        # What was asked for once is answered without the network; another choice of files asks anew.
-    assert proxy.object_bytes == TOTAL
-    code, _ = start(f"s3://{bucket}/m", cache / "versions" / "v3", "--cache", str(cache), "--include", "*").end()
-    assert code == 0
-    assert proxy.object_bytes == TOTAL + len(b'{"a": 2}')
+    # What was asked for once is answered without the network; another choice of files asks anew.
+    assert taken == [TOTAL, 0, len(b'{"a": 2}')]
     assert content(cache / "versions" / "v1") == MODEL
     assert content(cache / "versions" / "v3") == {**MODEL, "config.json": b'{"a": 2}'}
 
@@ -401,7 +407,7 @@ def test_many_processes_on_one_folder_fetch_every_byte_once(
     ends = [download.end() for download in downloads]
     assert [code for code, _ in ends] == [0] * 4
     assert len({message["digest"] for _, message in ends}) == 1
-    assert proxy.object_bytes == TOTAL
+    assert sum(map(taken_bytes, downloads)) == TOTAL
     assert content(tmp_path / "out") == MODEL
 
 
@@ -599,3 +605,159 @@ def test_a_volume_that_fills_up_meanwhile_ends_it(
     (small_volume / "hog").unlink()
     assert start(f"s3://{bucket}/small", small_volume).end()[0] == 0
     assert (small_volume / "w.bin").read_bytes() == WEIGHTS[: 10 * PART]
+
+
+def shared(start: Start, bucket: str, output: Path, *arguments: str) -> Download:
+    """A download of two workers that is large enough for them by the number of its files."""
+    settings = {"PROCESSES": "2", "CONNECTIONS": "4", "LOCK_PATIENCE_SECONDS": "2"}
+    environ = {f"MATRIXINFER_DOWNLOADER_{name}": value for name, value in settings.items()}
+    return start(f"s3://{bucket}/m", output, *arguments, **environ)
+
+
+def workers_of(download: Download) -> list[int]:
+    pid = download.fork.process.pid
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].startswith("Z")
+    except FileNotFoundError:
+        return True
+
+
+@pytest.fixture
+def many(client: Any, bucket: str) -> dict[str, bytes]:
+    """What the bucket holds below `m/`, with so many more files that two processes share them."""
+    more = {f"more/{index:03}.json": random.Random(index).randbytes(900) for index in range(140)}
+    for path, body in more.items():
+        client.put_object(Bucket=bucket, Key=f"m/{path}", Body=body)
+    return {**MODEL, **more}
+
+
+@pytest.mark.parametrize("arguments", [[], ["--cache"]], ids=["plain folder", "cache"])
+def test_a_download_that_workers_share_is_the_same(
+    start: Start, bucket: str, many: dict[str, bytes], tmp_path: Path, arguments: list[str]
+) -> None:
+    download = shared(start, bucket, tmp_path / "out", *[*arguments, *[str(tmp_path / "cache")] * len(arguments)])
+    code, message = download.end()
+    lone = start(f"s3://{bucket}/m", tmp_path / "lone").end()[1]
+    assert code == 0
+    assert [line["processes"] for line in download.lines if line["event"] == "work_shared"] == [2]
+    assert message == {**lone, "source": message["source"]}
+    assert content((tmp_path / "out").resolve()) == many
+    assert taken_bytes(download) == sum(map(len, many.values()))
+
+
+def test_what_a_killed_worker_left_undone_is_fetched_all_the_same(
+    start: Start, proxy: Proxy, bucket: str, many: dict[str, bytes], tmp_path: Path
+) -> None:
+    proxy.gate = gate = Gate(30)
+    download = shared(start, bucket, tmp_path / "out")
+    assert gate.reached.wait(30)
+    os.kill(workers_of(download)[0], signal.SIGKILL)
+    download.until("work_shared")
+    gate.open()
+    assert download.end()[0] == 0
+    lost = [line for line in download.lines if line["event"] == "worker_lost"]
+    assert [line["exit_code"] for line in lost] == [-9]
+    assert content(tmp_path / "out") == many
+
+
+@pytest.mark.parametrize("pieces", [5, 60, 130])
+def test_workers_die_with_their_parent_and_the_next_process_goes_on(
+    start: Start, proxy: Proxy, bucket: str, many: dict[str, bytes], tmp_path: Path, pieces: int
+) -> None:
+    proxy.gate = gate = Gate(pieces)
+    killed = shared(start, bucket, tmp_path / "out")
+    assert gate.reached.wait(30)
+    workers = workers_of(killed)
+    assert len(workers) == 2
+    os.kill(killed.fork.process.pid, signal.SIGKILL)
+    wait_for("the end of the workers", lambda: all(map(is_gone, workers)), 10)
+    assert not (tmp_path / "out" / "READY").exists()
+    noted = [json.loads(line)["length"] for line in lines_of_parts(tmp_path / ".matrixinfer-out")]
+    gate.open()
+    second = shared(start, bucket, tmp_path / "out")
+    assert second.end()[0] == 0
+    assert content(tmp_path / "out") == many
+    assert taken_bytes(second) <= sum(map(len, many.values())) - sum(noted)
+
+
+def test_told_to_stop_it_ends_its_workers_and_goes_on_later(
+    start: Start, proxy: Proxy, bucket: str, many: dict[str, bytes], tmp_path: Path
+) -> None:
+    proxy.gate = gate = Gate(60)
+    stopped = shared(start, bucket, tmp_path / "out")
+    assert gate.reached.wait(30)
+    workers = workers_of(stopped)
+    for pid in (*workers, stopped.fork.process.pid):
+        os.kill(pid, signal.SIGTERM)
+    code, message = stopped.end()
+    assert (code, message["cause"]) == (16, "Cancelled")
+    assert all(map(is_gone, workers))
+    gate.open()
+    second = shared(start, bucket, tmp_path / "out")
+    assert second.end()[0] == 0
+    assert taken_bytes(second) < sum(map(len, many.values()))
+
+
+def test_who_lost_the_lock_ends_its_workers(
+    start: Start, proxy: Proxy, bucket: str, many: dict[str, bytes], tmp_path: Path
+) -> None:
+    proxy.gate = gate = Gate(30)
+    robbed = shared(start, bucket, tmp_path / "out")
+    assert gate.reached.wait(30)
+    workers = workers_of(robbed)
+    (tmp_path / ".matrixinfer-out" / "holders" / "99").mkdir()
+    code, message = robbed.end()
+    assert (code, message["cause"]) == (15, "LockLost")
+    assert all(map(is_gone, workers))
+    gate.open()
+
+
+def test_a_refusal_that_one_worker_meets_is_told_as_ever(
+    start: Start, proxy: Proxy, bucket: str, many: dict[str, bytes], tmp_path: Path
+) -> None:
+    def denied(handler: ProxyHandler, *_: object) -> bool:
+        if not handler.path.endswith("more/077.json"):
+            return False
+        body = b"<Error><Code>AccessDenied</Code></Error>"
+        handler.answer(403, {"Content-Length": str(len(body)), "Content-Type": "application/xml"}, body)
+        return True
+
+    proxy.fault = denied
+    refused = [shared(start, bucket, tmp_path / "out").end(), start(f"s3://{bucket}/m", tmp_path / "lone").end()]
+    assert [code for code, _ in refused] == [10, 10]
+    assert refused[0][1] == refused[1][1]
+    proxy.fault = lambda *_: False
+    assert shared(start, bucket, tmp_path / "out").end()[0] == 0
+
+
+def test_trouble_that_passes_is_counted_over_all_workers(
+    start: Start, proxy: Proxy, bucket: str, many: dict[str, bytes], tmp_path: Path
+) -> None:
+    met: set[str] = set()
+
+    def busy(handler: ProxyHandler, *_: object) -> bool:
+        with handler.server.lock:
+            if handler.path in met or not handler.path.endswith("0.json"):
+                return False
+            met.add(handler.path)
+        handler.answer(503, {"Content-Length": "0"}, b"")
+        return True
+
+    proxy.fault = busy
+    download = shared(start, bucket, tmp_path / "out")
+    assert download.end()[0] == 0
+    assert len(met) == 14
+    assert [line["event"] for line in download.lines].count("retrying") == 14
+
+
+def test_a_small_download_has_no_workers_left_to_wait(start: Start, proxy: Proxy, bucket: str, tmp_path: Path) -> None:
+    proxy.gate = gate = Gate(5)
+    download = shared(start, bucket, tmp_path / "out")
+    assert gate.reached.wait(30)
+    assert workers_of(download) == []
+    gate.open()
+    assert download.end()[0] == 0

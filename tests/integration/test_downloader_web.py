@@ -20,7 +20,8 @@ from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.uri import parse
 from matrixinfer.downloader.errors import Cause, DownloadError
-from matrixinfer.downloader.fetch import Limits, Tools, fetch
+from matrixinfer.downloader.fetch import Tools, fetch
+from matrixinfer.downloader.limits import Limits
 from matrixinfer.downloader.settings import DownloaderSettings
 
 FILES = {"config.json": b"{}", "sub/w 1.safetensors": random.Random(4).randbytes(200_000)}

@@ -17,7 +17,8 @@ from matrixinfer.downloader.core.manifest import Listing, Ready, SourceFile
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
-from matrixinfer.downloader.fetch import Limits, Tools, fetch
+from matrixinfer.downloader.fetch import Tools, fetch
+from matrixinfer.downloader.limits import Limits
 from matrixinfer.downloader.sources.folder import FolderSource
 from matrixinfer.downloader.sources.source import Body
 

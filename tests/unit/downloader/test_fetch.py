@@ -16,7 +16,8 @@ from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.verify import Algorithm, Expected
 from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
-from matrixinfer.downloader.fetch import Limits, Tools, fetch
+from matrixinfer.downloader.fetch import Tools, fetch
+from matrixinfer.downloader.limits import Limits
 from matrixinfer.downloader.progress import Phase
 
 LIMITS = Limits(

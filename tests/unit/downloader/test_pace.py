@@ -66,3 +66,10 @@ def test_the_width_stays_within_its_bounds(history: list[tuple[float, bool, bool
     for rate, pushed_back, busy in history:
         pace = next_pace(pace, rate, pushed_back=pushed_back, busy=busy, most=most)
         assert 1 <= pace.width <= most
+
+
+def test_what_is_allowed_no_more_is_given_up_at_once_and_taken_again_later() -> None:
+    pace = next_pace(Pace(16, doubling=True), 1e9, pushed_back=False, busy=False, most=3)
+    assert pace.width == 3
+    assert next_pace(Pace(16), 1e9, pushed_back=True, busy=False, most=3).width == 3
+    assert next_pace(pace, 2e9, pushed_back=False, busy=False, most=8).width > 3

@@ -37,6 +37,20 @@ def test_a_listing_anew_counts_anew_but_keeps_what_went_over_the_wire() -> None:
     assert (view.done_bytes, view.fetched_bytes, view.percent) == (0, 7, 0)
 
 
+def test_what_other_processes_counted_is_added_up_once() -> None:
+    progress, other = Progress(), Progress()
+    progress.fetched(5)
+    other.present(7)
+    other.fetched(11)
+    first = other.view()
+    progress.added(View(), first)
+    other.retried()
+    other.verify_failed()
+    progress.added(first, other.view())
+    view = progress.view()
+    assert (view.done_bytes, view.fetched_bytes, view.retries, view.verify_failures) == (23, 16, 1, 1)
+
+
 def test_percent_is_100_only_when_all_is_there() -> None:
     assert View(total_bytes=1000, done_bytes=999).percent == 99
     assert View(total_bytes=1000, done_bytes=1000).percent == 100

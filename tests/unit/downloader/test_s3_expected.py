@@ -7,7 +7,7 @@ import pytest
 from matrixinfer.downloader.core.uri import Bucket
 from matrixinfer.downloader.core.verify import Algorithm, Expected
 from matrixinfer.downloader.errors import Cause, DownloadError
-from matrixinfer.downloader.sources.s3 import S3Access, S3Source, expected_of
+from matrixinfer.downloader.sources.s3 import S3Access, S3Source, _Object, expected_of
 from matrixinfer.downloader.wire.credentials import Anonymous, Given
 from matrixinfer.downloader.wire.sigv4 import Keys
 
@@ -77,6 +77,12 @@ def test_parts_that_cannot_have_been_equal_are_not_held_against_the_object() -> 
 )
 def test_an_etag_that_is_no_md5_is_not_taken_for_one(head: dict[str, str]) -> None:
     assert expected(**head) is None
+
+
+@pytest.mark.parametrize("key", ["m/x", "m/x/a.json", "m/x/x"])
+def test_what_one_process_listed_another_finds(key: str) -> None:
+    lists, reads = (S3Source(Bucket("b", "m/x"), S3Access(Anonymous())) for _ in range(2))
+    assert reads._key(lists._file(_Object(key, 1, "etag"))) == key
 
 
 def test_obs_needs_an_endpoint() -> None:

@@ -24,16 +24,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         logging.configure("downloader")
         get_logger("main").error("settings_refused", reason=str(exc))
         sys.exit(ExitCode.MISCONFIGURED)
-    run(
-        "downloader",
-        settings,
-        lambda lifecycle: app.main(lifecycle, settings, arguments),
-        secrets=settings.secrets,
-        # Another process of this kind may run in the same network: it must not keep a model from coming.
-        admin_required=False,
-        # What finds its model on the volume is done before anybody could look.
-        admin_after_seconds=0.0 if isinstance(arguments, ServeArguments) else _SHORT_SECONDS,
-    )
+    workers = app.ready_workers(settings, arguments)
+    try:
+        run(
+            "downloader",
+            settings,
+            lambda lifecycle: app.main(lifecycle, settings, arguments, workers),
+            secrets=settings.secrets,
+            # Another process of this kind may run in the same network: it must not keep a model from coming.
+            admin_required=False,
+            # What finds its model on the volume is done before anybody could look.
+            admin_after_seconds=0.0 if isinstance(arguments, ServeArguments) else _SHORT_SECONDS,
+        )
+    finally:
+        workers.dismiss()
 
 
 if __name__ == "__main__":

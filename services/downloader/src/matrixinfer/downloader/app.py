@@ -5,7 +5,9 @@ client libraries of the sources are imported when their source is: each takes mo
 """
 
 import asyncio
+import faulthandler
 import os
+import signal
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
@@ -17,6 +19,7 @@ from matrixinfer.downloader import termination
 from matrixinfer.downloader.archive import export_layout, export_model, import_model
 from matrixinfer.downloader.blocking import in_thread
 from matrixinfer.downloader.cli import Arguments, ExportArguments, FetchArguments, ImportArguments, ServeArguments
+from matrixinfer.downloader.core.deal import process_count
 from matrixinfer.downloader.core.manifest import Ready
 from matrixinfer.downloader.core.report import Recorded, Report, sentence
 from matrixinfer.downloader.core.request import Request
@@ -31,8 +34,10 @@ from matrixinfer.downloader.core.uri import (
     parse,
     without_credentials,
 )
+from matrixinfer.downloader.cores import usable_cores
 from matrixinfer.downloader.errors import Cause, DownloadError
-from matrixinfer.downloader.fetch import Limits, Tools, fetch
+from matrixinfer.downloader.fetch import Tools, fetch
+from matrixinfer.downloader.limits import Limits
 from matrixinfer.downloader.lock import kernel
 from matrixinfer.downloader.metrics import ProgressCollector
 from matrixinfer.downloader.progress import Phase, View
@@ -46,6 +51,9 @@ from matrixinfer.downloader.sources.web import WebAccess
 from matrixinfer.downloader.sources.website import WebsiteSource
 from matrixinfer.downloader.versions import VersionLinks
 from matrixinfer.downloader.wire.credentials import credentials
+from matrixinfer.downloader.worker import work
+from matrixinfer.downloader.workers import Job, Workers, fork_workers
+from matrixinfer.service import logging
 from matrixinfer.service.clock import monotonic, utcnow
 from matrixinfer.service.exits import Exit
 from matrixinfer.service.lifecycle import Lifecycle
@@ -54,7 +62,7 @@ from matrixinfer.service.logging import get_logger
 if TYPE_CHECKING:
     from matrixinfer.downloader.report import StatusReporter
 
-__all__ = ["main", "open_source"]
+__all__ = ["main", "open_source", "ready_workers"]
 
 log = get_logger("app")
 
@@ -63,10 +71,10 @@ _STOP_SECONDS = 5.0
 _LAST_WORD_SECONDS = 3.0
 
 
-async def main(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: Arguments) -> None:
+async def main(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: Arguments, workers: Workers) -> None:
     """Do what the arguments say; raises Exit with the code of the cause when that cannot be done."""
     if isinstance(arguments, FetchArguments):
-        await _fetch_once(lifecycle, settings, arguments)
+        await _fetch_once(lifecycle, settings, arguments, workers)
         return
     if isinstance(arguments, ServeArguments):
         await _serve(lifecycle, settings, arguments)
@@ -111,8 +119,11 @@ async def _serve(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: 
         await lifecycle.stopping.wait()
 
 
-async def _fetch_once(lifecycle: Lifecycle, settings: DownloaderSettings, arguments: FetchArguments) -> None:
-    tools = Tools(pod=settings.pod_name or os.uname().nodename, now=utcnow, monotonic=monotonic, node=kernel())
+async def _fetch_once(
+    lifecycle: Lifecycle, settings: DownloaderSettings, arguments: FetchArguments, workers: Workers
+) -> None:
+    pod = settings.pod_name or os.uname().nodename
+    tools = Tools(pod=pod, now=utcnow, monotonic=monotonic, node=kernel(), workers=workers)
     REGISTRY.register(ProgressCollector(tools.progress))
     lifecycle.ready_when("running", lambda: True)
     lifecycle.debug_page("progress", tools.progress.view)
@@ -135,6 +146,37 @@ async def _fetch_once(lifecycle: Lifecycle, settings: DownloaderSettings, argume
         fetched_bytes=view.fetched_bytes,
         peer_bytes=view.peer_bytes,
     )
+
+
+def ready_workers(settings: DownloaderSettings, arguments: Arguments) -> Workers:
+    """Fork the processes that may share the work; only before anything starts a thread."""
+    if not isinstance(arguments, FetchArguments) or settings.offline or settings.peers:
+        return Workers()
+    try:
+        location = parse(arguments.source)
+    except DownloadError:
+        # Refused when its turn has come.
+        return Workers()
+    if not _is_shared_easily(location, settings):
+        return Workers()
+    count = process_count(usable_cores(), settings.connections, settings.processes)
+    begin = partial(_begin, settings, location)
+    return fork_workers(count, lambda parent: work(parent, begin, monotonic))
+
+
+def _is_shared_easily(location: Location, settings: DownloaderSettings) -> bool:
+    """False where each process would load a library of its own, for most of a second: for a hub, for a role's keys."""
+    if isinstance(location, Bucket):
+        return settings.anonymous or bool(settings.access_key.get_secret_value())
+    return not isinstance(location, HubRepo)
+
+
+def _begin(settings: DownloaderSettings, location: Location, job: Job) -> Source:
+    """What a worker does first: it speaks as its parent does, and has a source of its own."""
+    logging.configure("downloader", settings.log_level, secrets=settings.secrets)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    return open_source(location, settings, recorded_revision=job.revision)
 
 
 def open_source(location: Location, settings: DownloaderSettings, *, recorded_revision: str) -> Source:

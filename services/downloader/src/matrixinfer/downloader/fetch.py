@@ -17,53 +17,32 @@ from pathlib import Path
 
 from matrixinfer.downloader.blocking import in_thread
 from matrixinfer.downloader.cache import Cache
+from matrixinfer.downloader.core.deal import deal
 from matrixinfer.downloader.core.evict import room_to_make
 from matrixinfer.downloader.core.manifest import Listing, Ready, Selection, SourceFile, VerifiedFile, digest, select
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.core.room import Room, shortage
 from matrixinfer.downloader.errors import Cause, DownloadError
+from matrixinfer.downloader.limits import Limits
 from matrixinfer.downloader.lock import Lock, held
-from matrixinfer.downloader.patience import Patience
 from matrixinfer.downloader.plain import PlainFolder
 from matrixinfer.downloader.progress import Phase, Progress
 from matrixinfer.downloader.shelf import Shelf
 from matrixinfer.downloader.sources.source import Source
 from matrixinfer.downloader.staging import StagedFile
-from matrixinfer.downloader.transfer import Transfer, TransferLimits
+from matrixinfer.downloader.transfer import Transfer
+from matrixinfer.downloader.workers import Job, Workers
 from matrixinfer.downloader.workspace import Workspace, volume_errors
 from matrixinfer.service.logging import get_logger
 
-__all__ = ["Limits", "Tools", "fetch", "open_shelf"]
+__all__ = ["Tools", "fetch", "open_shelf"]
 
 log = get_logger("fetch")
 
 _LISTINGS = 3
 _TELL_SECONDS = 2.0
 _SKIPPED_SHOWN = 20
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much at once, how long, how often."""
-
-    part_bytes: int = 16 << 20
-    buffer_bytes: int = 1 << 20
-    connections: int = 32
-    read_seconds: float = 30.0
-    slowest_bytes_per_second: int = 1 << 12
-    tries: int = 6
-    first_wait_seconds: float = 0.5
-    longest_wait_seconds: float = 20.0
-    listing_seconds: float = 300.0
-    lock_wait_seconds: float = 3600.0
-    lock_patience_seconds: float = 12.0
-    reserve_bytes: int = 64 << 20
-    high_water_percent: int = 90
-
-    def patience(self, progress: Progress) -> Patience:
-        """How often to try again."""
-        return Patience(self.tries, self.first_wait_seconds, self.longest_wait_seconds, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +57,8 @@ class Tools:
     node: str = ""
     """Names the kernel we run on; empty when nothing may be concluded from it."""
     losses: list[DownloadError] = field(default_factory=list)
+    workers: Workers = field(default_factory=Workers)
+    """Processes that may fetch shares of it."""
 
     def overtaken(self, error: DownloadError) -> None:
         """Note that another process took the lock from us; nothing may be written from now on."""
@@ -207,7 +188,9 @@ async def _transfer(request: Request, source: Source, shelf: Shelf, limits: Limi
         skipped_files=[f"{path}: {why}" for path, why in selection.skipped[:_SKIPPED_SHOWN]],
     )
     tools.progress.enter(Phase.DOWNLOADING)
-    files = await in_thread(lambda: _Missing(source, shelf, limits, tools).fetch(selection), name="transfer")
+    files = await in_thread(
+        lambda: _Missing(request, source, shelf, limits, tools).fetch(listing.revision, selection), name="transfer"
+    )
     return Ready(
         source=request.source,
         include=tuple(request.include),
@@ -241,39 +224,48 @@ async def _answering(limits: Limits) -> AsyncIterator[None]:
 class _Missing:
     """What of a selection is not on the shelf yet, and the fetching of it."""
 
-    def __init__(self, source: Source, shelf: Shelf, limits: Limits, tools: Tools) -> None:
+    def __init__(self, request: Request, source: Source, shelf: Shelf, limits: Limits, tools: Tools) -> None:
+        self._request = request
         self._source = source
         self._shelf = shelf
         self._limits = limits
         self._tools = tools
         self._told = float("-inf")
 
-    def fetch(self, selection: Selection) -> Sequence[VerifiedFile]:
+    def fetch(self, revision: str, selection: Selection) -> Sequence[VerifiedFile]:
         """Return the verified files of a selection, sorted by path. Blocking."""
         there = self._present(selection.files)
         missing = [file for file in selection.files if file.path not in there]
-        staged = [StagedFile(file, self._shelf.workspace, self._limits.part_bytes) for file in missing]
+        staged = self._staged(missing)
         self._check_room(staged, {file.sha256 for file in there.values()})
+        shares = deal(missing, self._tools.workers.count)
+        fetched = self._shared(revision, shares) if shares else self._here(staged)
+        return tuple(sorted([*there.values(), *fetched], key=lambda file: file.path))
+
+    def _here(self, staged: Sequence[StagedFile]) -> Sequence[VerifiedFile]:
+        """Fetch with the threads of this process."""
         limits, tools = self._limits, self._tools
+        tools.workers.dismiss()
         transfer = Transfer(
             self._source,
             self._shelf,
-            TransferLimits(
-                part_bytes=limits.part_bytes,
-                # What waits in a buffer is lost by a kill, as an unfinished part is.
-                buffer_bytes=min(limits.buffer_bytes, limits.part_bytes),
-                connections=limits.connections,
-                read_seconds=limits.read_seconds,
-                slowest_bytes_per_second=limits.slowest_bytes_per_second,
-            ),
-            limits.patience(tools.progress),
+            limits,
             tools.progress,
             check=tools.check,
             monotonic=tools.monotonic,
             tell=self._tell_waiters,
         )
-        fetched = transfer.run(staged) if staged else ()
-        return tuple(sorted([*there.values(), *fetched], key=lambda file: file.path))
+        return transfer.run(staged) if staged else ()
+
+    def _shared(self, revision: str, shares: Sequence[Sequence[SourceFile]]) -> Sequence[VerifiedFile]:
+        """Fetch with worker processes; what one that died left undone is fetched here."""
+        limits, tools = self._limits, self._tools
+        job = Job(self._request, revision, (), limits, limits.connections)
+        fetched = tools.workers.fetch(job, shares, progress=tools.progress, check=tools.check, tell=self._tell_waiters)
+        return [*fetched.verified, *self._here(self._staged(fetched.lost))]
+
+    def _staged(self, files: Sequence[SourceFile]) -> Sequence[StagedFile]:
+        return [StagedFile(file, self._shelf.workspace, self._limits.part_bytes) for file in files]
 
     def _present(self, files: Sequence[SourceFile]) -> dict[str, VerifiedFile]:
         there = {found.path: found for file in files if (found := self._shelf.present(file))}

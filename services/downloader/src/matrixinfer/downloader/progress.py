@@ -93,6 +93,17 @@ class Progress:
             self._done_bytes += count
             self._fetched_bytes += count
 
+    def added(self, before: View, now: View) -> None:
+        """Count what another process counted between two views of its own board; it tells of its files itself."""
+        with self._lock:
+            self._done_bytes += now.done_bytes - before.done_bytes
+            self._fetched_bytes += now.fetched_bytes - before.fetched_bytes
+            self._view = replace(
+                self._view,
+                retries=self._view.retries + now.retries - before.retries,
+                verify_failures=self._view.verify_failures + now.verify_failures - before.verify_failures,
+            )
+
     def from_peer(self, count: int) -> None:
         """Say of bytes that are counted as fetched that another pod gave them."""
         with self._lock:

@@ -25,6 +25,9 @@ class DownloaderSettings(ServiceSettings):
 
     drain_seconds: float = Field(15.0, ge=0, description="Time to note what was fetched after SIGTERM.")
     connections: int = Field(32, ge=1, le=256, description="Most connections; as many work as help.")
+    processes: int = Field(
+        0, ge=0, le=64, description="Worker processes that share a large download; 0: one for two cores, 1: none."
+    )
     part_bytes: int = Field(16 << 20, ge=1 << 12, le=1 << 30, description="Bytes noted, and lost by a kill, at once.")
     buffer_bytes: int = Field(1 << 20, ge=1 << 12, le=1 << 26, description="Memory of one connection.")
     slowest_bytes_per_second: int = Field(4096, ge=0, description="A stream slower than this is given up.")

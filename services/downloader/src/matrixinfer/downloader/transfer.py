@@ -9,7 +9,6 @@ is the one to tell, the others follow from it.
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Protocol, TypeAlias
 
@@ -17,16 +16,15 @@ from matrixinfer.downloader.core.manifest import SourceFile, VerifiedFile
 from matrixinfer.downloader.core.pace import first_pace, next_pace
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.schedule import Begin, Fetch, Job, Schedule
-from matrixinfer.downloader.cores import usable_cores
 from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
-from matrixinfer.downloader.patience import Patience
+from matrixinfer.downloader.limits import Limits
 from matrixinfer.downloader.progress import Progress
 from matrixinfer.downloader.shelf import Shelf
 from matrixinfer.downloader.sources.source import Cloning, Sharing, Source
 from matrixinfer.downloader.staging import PartWriter, StagedFile
 from matrixinfer.service.logging import get_logger
 
-__all__ = ["Transfer", "TransferLimits"]
+__all__ = ["Transfer"]
 
 log = get_logger("transfer")
 
@@ -40,17 +38,6 @@ _NOTICE_SECONDS = 5.0
 _File: TypeAlias = Job[StagedFile]
 
 
-@dataclass(frozen=True, slots=True)
-class TransferLimits:
-    """How much at once, and what counts as standing still."""
-
-    part_bytes: int
-    buffer_bytes: int
-    connections: int
-    read_seconds: float
-    slowest_bytes_per_second: int
-
-
 class Transfer:
     """One run over files that are missing."""
 
@@ -58,21 +45,24 @@ class Transfer:
         self,
         source: Source,
         shelf: Shelf,
-        limits: TransferLimits,
-        patience: Patience,
+        limits: Limits,
         progress: Progress,
         *,
         check: Callable[[], None],
         monotonic: Callable[[], float],
         tell: Callable[[], None],
+        allowed: Callable[[], int] | None = None,
     ) -> None:
-        """`check` raises when the process shall stop; `tell` is called now and then, for those who wait."""
+        """`check` raises when the process shall stop; `tell` is called now and then, for those who wait.
+
+        `allowed` is asked now and then for the connections that may work at the same time; `limits` says the most.
+        """
         self._source = source
         self._clone = source.clone if isinstance(source, Cloning) else None
         self._sharing = source if isinstance(source, Sharing) else None
         self._shelf = shelf
         self._limits = limits
-        self._patience = patience
+        self._patience = limits.patience(progress)
         self._progress = progress
         self._check_stop = check
         self._monotonic = monotonic
@@ -80,12 +70,17 @@ class Transfer:
         self._halt = threading.Event()
         self._changed = threading.Condition()
         self._schedule: Schedule[StagedFile] = Schedule(())
-        self._cores = usable_cores()
-        self._pace = first_pace(self._cores, limits.connections)
+        self._allowed = allowed or (lambda: limits.connections)
+        self._pace = first_pace(limits.cores, self._allowed())
         self._pushed_back = False
         self._verified: list[VerifiedFile] = []
         self._errors: list[BaseException] = []
         self._settled_files = 0
+
+    def verified_after(self, count: int) -> Sequence[VerifiedFile]:
+        """Return the files that are done, in the order in which they were, without the first ones."""
+        with self._changed:
+            return self._verified[count:]
 
     def run(self, files: Sequence[StagedFile]) -> Sequence[VerifiedFile]:
         """Return the verified files; raises the first error of any of them."""
@@ -125,8 +120,8 @@ class Transfer:
                     self._pace,
                     rate,
                     pushed_back=self._pushed_back,
-                    busy=busy > _BUSY_SHARE * self._cores,
-                    most=len(threads),
+                    busy=busy > _BUSY_SHARE * self._limits.cores,
+                    most=min(len(threads), self._allowed()),
                 )
                 self._pushed_back = False
                 self._progress.paced(self._pace.width)
@@ -157,7 +152,8 @@ class Transfer:
             while (task := self._next(index, current)) is not None:
                 current = task.job
                 # Most threads never work; a buffer is made when there is something to put into it.
-                buffer = buffer or memoryview(bytearray(self._limits.buffer_bytes))
+                # What waits in a buffer is lost by a kill, as an unfinished part is.
+                buffer = buffer or memoryview(bytearray(min(self._limits.buffer_bytes, self._limits.part_bytes)))
                 if isinstance(task, Begin):
                     self._begin(task.job)
                 else:
@@ -281,6 +277,8 @@ class Transfer:
                 self._schedule.begun(job, staged.missing)
                 self._changed.notify_all()
             return
+        # Making the bytes last may have taken long enough for another process to take over.
+        self._check_stop()
         self._shelf.keep(staged.listed, verified)
         self._progress.file_done()
         with self._changed:

@@ -66,6 +66,8 @@ class SourceFile:
     size: int
     version: str
     expected: Expected | None = None
+    place: str = ""
+    """What the source calls it, where its path does not tell."""
 
 
 @dataclass(frozen=True, slots=True)

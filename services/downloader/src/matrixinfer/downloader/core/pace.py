@@ -38,7 +38,9 @@ def first_pace(cores: float, most: int) -> Pace:
 def next_pace(pace: Pace, rate: float, *, pushed_back: bool, busy: bool, most: int) -> Pace:
     """Return the pace for the next tick, from the rate of the last one; `busy` when the processor is the limit."""
     if pushed_back:
-        return Pace(max(1, pace.width // 2), rest=_PUSHED_TICKS)
+        return Pace(max(1, min(pace.width // 2, most)), rest=_PUSHED_TICKS)
+    if pace.width > most:
+        return Pace(most, rate)
     if busy:
         return Pace(pace.width, rate, doubling=pace.doubling)
     if pace.rest:

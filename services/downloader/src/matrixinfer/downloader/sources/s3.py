@@ -82,7 +82,6 @@ class S3Source:
         )
         self._access = access
         self._address = _address(location.bucket, access, access.region or _PUBLIC_REGION)
-        self._keys: dict[str, str] = {}
 
     def listing(self) -> Listing:
         """List the prefix; the revision is a hash over names, sizes and etags."""
@@ -90,9 +89,7 @@ class S3Source:
         for found in self._objects():
             if len(files) >= _MOST_OBJECTS:
                 raise DownloadError(Cause.BAD_REQUEST, f"{self._name} holds more than {_MOST_OBJECTS} objects")
-            path = self._path(found.key)
-            self._keys[path] = found.key
-            files.append(SourceFile(path, found.size, found.etag))
+            files.append(self._file(found))
         if not files:
             raise DownloadError(Cause.NOT_FOUND, f"{self._name} holds no object")
         rows = "\n".join(f"{f.path}\t{f.size}\t{f.version}" for f in sorted(files, key=lambda f: f.path))
@@ -100,7 +97,7 @@ class S3Source:
 
     def promise(self, file: SourceFile) -> Expected | None:
         """Ask for the checksum of an object that several requests bring."""
-        key = self._keys[file.path]
+        key = self._key(file)
         with self._asked("HEAD", key, _CHECKSUM_MODE, {}, file.path) as answer:
             return expected_of(answer.headers, file.size, lambda: self._part_bytes(key))
 
@@ -110,7 +107,7 @@ class S3Source:
         headers = {"If-Match": file.version} if file.version else {}
         whole = part.length == file.size
         headers |= _CHECKSUM_MODE if whole else range_header(file, part)
-        with self._asked("GET", self._keys[file.path], headers, {}, file.path) as answer:
+        with self._asked("GET", self._key(file), headers, {}, file.path) as answer:
             # A part size would cost another request, while this one is open.
             promise = expected_of(answer.headers, file.size, lambda: 0) if whole else None
             yield body_of(answer, file, part, f"{self._name} ({file.path})", promise)
@@ -175,11 +172,15 @@ class S3Source:
             # Not every store knows parts after the upload; then nothing but the size is vouched for.
             return 0
 
-    def _path(self, key: str) -> str:
+    def _file(self, found: "_Object") -> SourceFile:
         prefix = self._location.prefix
-        if key == prefix:
-            return key.rsplit("/", 1)[-1]
-        return key[len(prefix) + 1 :] if prefix else key
+        if found.key == prefix:
+            return SourceFile(found.key.rsplit("/", 1)[-1], found.size, found.etag, place=found.key)
+        return SourceFile(found.key[len(prefix) + 1 :] if prefix else found.key, found.size, found.etag)
+
+    def _key(self, file: SourceFile) -> str:
+        prefix = self._location.prefix
+        return file.place or (f"{prefix}/{file.path}" if prefix else file.path)
 
 
 def expected_of(headers: Mapping[str, str], size: int, part_bytes: Callable[[], int]) -> Expected | None:
