@@ -532,6 +532,36 @@ async def test_a_client_that_leaves_ends_the_engines_work(rig: Rig, behave: obje
     assert rig.in_flight() == [0] * 64
 
 
+@pytest.mark.parametrize("made", [True, False], ids=["new connection", "kept connection"])
+async def test_a_client_that_leaves_with_the_last_event_has_had_its_answer(rig: Rig, made: bool) -> None:
+    """Many do: what ends the stream on the wire may come later, and tells them nothing."""
+
+    async def says_all_and_stays(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(STREAM_HEAD + chunk(b'data: {"x":1}\n\n') + chunk(b"data: [DONE]\n\n"))
+        await asyncio.Event().wait()
+
+    engine = await rig.engine()
+    await rig.start()
+    if not made:
+        await rig.ask()
+    engine.behave = says_all_and_stays
+    rig.records.clear()
+    client = await rig.client()
+    client.send(STREAM)
+    await client.head()
+    received = b""
+    while not received.endswith(b"[DONE]\n\n"):
+        received += await client.chunk()
+    client.close()
+    await engine.lost.wait()
+    record = await rig.record()
+    assert (record.outcome, record.status) == ("ok", 200)
+    assert engine.connections == 1
+    assert rig.in_flight() == [0] * 64
+    report = rig.stats.report(connections=0, upstream_connections=0, upstream_opened=0, access_log_dropped=0)
+    assert {series.client_gone for series in report.series.values()} == {0}
+
+
 async def test_a_slow_client_slows_the_engine_and_fills_no_memory(rig: Rig) -> None:
     written = 0
 

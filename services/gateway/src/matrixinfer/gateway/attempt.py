@@ -303,9 +303,9 @@ def _note_answer(trace: Trace, relay: Relay, exchange: Exchange) -> None:
         trace.status = relay.status
     trace.first_byte_at = relay.first_body_at
     trace.is_event_stream = is_event_stream(relay.content_type)
-    # The outcome is cancelled when the client left, or this process ends; the engine was at work then.
+    # The outcome is cancelled when the client left, or this process ends; the engine was at work then, or about done.
     was_left = relay.outcome.cancelled()
-    is_complete = relay.outcome.done() and not was_left and relay.outcome.result().failure is None
+    is_complete = relay.has_last_event if was_left else relay.outcome.done() and relay.outcome.result().failure is None
     if is_complete:
         trace.outcome = "ok" if relay.status is not None and relay.status < 400 else "engine_error"
     if (relay.status is None and not was_left) or (relay.status or 0) >= 400:
@@ -325,7 +325,7 @@ def _note_times(noted: AttemptTimes, relay: Relay, sent: float, ended: float, *,
     noted.reused, noted.sent, noted.ended = reused, sent, ended
     noted.first_byte, noted.status = relay.first_body_at, relay.status
     if relay.outcome.cancelled():
-        noted.failure = "client_gone"
+        noted.failure = "" if relay.has_last_event else "client_gone"
     elif relay.outcome.done() and (failure := relay.outcome.result().failure) is not None:
         noted.failure = failure.value
 

@@ -191,8 +191,9 @@ class Handler:
             trace.outcome = trace.outcome or error.code or "refused"
             self._refuse(exchange, trace, error)
         except asyncio.CancelledError:
-            trace.outcome = "client_stalled" if exchange.stalled else "client_gone" if exchange.gone else "cut"
-            trace.status = _CLIENT_GONE_STATUS
+            if trace.outcome != "ok":
+                trace.outcome = "client_stalled" if exchange.stalled else "client_gone" if exchange.gone else "cut"
+                trace.status = _CLIENT_GONE_STATUS
             raise
         # The edge of one request: a fault of ours must cost this request only, and must be seen.
         except Exception:
@@ -461,7 +462,8 @@ class Handler:
         received, now, series = exchange.request.received, self._clock(), trace.series
         if trace.routed:
             trace.lobby.leave()
-        series.end(trace.status, trace.outcome, now - received, client_gone=exchange.gone)
+        left = exchange.gone and trace.outcome != "ok"
+        series.end(trace.status, trace.outcome, now - received, client_gone=left)
         if trace.first_byte_at is not None and trace.status < 400:
             series.first_token.observe(trace.first_byte_at - received)
         if trace.usage is not None:

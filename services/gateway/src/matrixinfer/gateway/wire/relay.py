@@ -27,6 +27,8 @@ _EVENT_STREAM = b"text/event-stream"
 _HOLD_LIMIT_BYTES = 64 * 1024
 # The counts are in one of the last pieces: an event, `[DONE]` and what the network may split of both.
 _LAST_PIECES = 8
+# With it everything is said; what ends the stream on the wire may come later.
+_LAST_EVENTS = (b"data: [DONE]", b"data:[DONE]")
 # Every sixteenth gap between two pieces is looked at: a clock and a histogram for each would cost more than it tells.
 _GAPS = 16
 
@@ -229,6 +231,11 @@ class Relay:
     def last_bytes(self) -> bytes:
         """How the body ended, as far as it came."""
         return b"".join(self._last_pieces)
+
+    @property
+    def has_last_event(self) -> bool:
+        """A stream has come to its last event, with which many clients leave."""
+        return is_event_stream(self.content_type) and self.last_bytes.rstrip().endswith(_LAST_EVENTS)
 
     # -- from the client ------------------------------------------------------------------------------------------
 
