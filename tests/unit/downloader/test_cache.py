@@ -13,6 +13,7 @@ from matrixinfer.downloader.core.verify import Algorithm, Expected
 from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.lock import try_hold
 from matrixinfer.downloader.plain import PlainFolder
+from matrixinfer.downloader.staging import StagedFile
 
 MODEL = {"config.json": "{}", "sub/deep/w.bin": "weights"}
 
@@ -43,11 +44,11 @@ def fill(cache: Cache, wanted: Request, model: dict[str, str], *, vouched: bool 
         found = cache.present(file)
         if found is None:
             fetched.append(path)
-            staged = cache.workspace.staged(path)
-            staged.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(content)
+            staged = StagedFile(file, cache.workspace, 1 << 20)
+            staged.path.parent.mkdir(parents=True, exist_ok=True)
+            staged.path.write_text(content)
             found = VerifiedFile(path, len(content), sha(content))
-            cache.keep(file, found)
+            cache.keep(staged, found)
         verified.append(found)
     ready = Ready(wanted.source, (), (), "rev", digest(verified), tuple(verified), "2026-11-25T00:00:00+00:00")
     cache.publish(ready)

@@ -23,6 +23,7 @@ from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.lock import kernel, try_hold
 from matrixinfer.downloader.package import Package, damaged, opened
 from matrixinfer.downloader.publication import read_publication, write_lasting
+from matrixinfer.downloader.staging import StagedFile
 from matrixinfer.downloader.workspace import fsync_folder, volume_errors
 
 __all__ = ["export_layout", "export_model", "import_model"]
@@ -162,7 +163,8 @@ def _take(archive: Path, package: Package, cache: Cache) -> None:
 
 
 def _keep(archive: Path, content: IO[bytes], file: VerifiedFile, cache: Cache) -> None:
-    staged = cache.workspace.staged(file.path)
+    taken = StagedFile(SourceFile(file.path, file.size, ""), cache.workspace, max(1, file.size))
+    staged = taken.path
     found = hashlib.sha256()
     with volume_errors(file.path):
         staged.parent.mkdir(parents=True, exist_ok=True)
@@ -176,4 +178,4 @@ def _keep(archive: Path, content: IO[bytes], file: VerifiedFile, cache: Cache) -
     if found.hexdigest() != file.sha256:
         staged.unlink(missing_ok=True)
         raise damaged(archive, f"{file.path!r} is not what its READY says")
-    cache.keep(SourceFile(file.path, file.size, ""), file)
+    cache.keep(taken, file)

@@ -32,6 +32,7 @@ from matrixinfer.downloader.core.verify import Algorithm
 from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.lock import Lock, is_held, try_hold
 from matrixinfer.downloader.publication import read_publication, write_lasting
+from matrixinfer.downloader.staging import StagedFile
 from matrixinfer.downloader.workspace import Workspace, fsync_folder, prepare_cache, remove_tries, volume_errors
 from matrixinfer.service.logging import get_logger
 
@@ -118,15 +119,15 @@ class Cache:
             return None
         return VerifiedFile(file.path, file.size, known)
 
-    def keep(self, file: SourceFile, verified: VerifiedFile) -> None:
+    def keep(self, staged: StagedFile, verified: VerifiedFile) -> None:
         """Give a verified file the name of its content, and note which state of the source it was."""
-        staged, blob = self.workspace.staged(file.path), self._blob(verified.sha256)
+        file, blob = staged.listed, self._blob(verified.sha256)
         with volume_errors(blob):
             # The bytes last already; that their names do is seen to once, before READY. A name that is lost with the
             # machine costs a fetch, a note that is torn is no note.
-            staged.chmod(0o444)
-            staged.replace(blob)
-            self.workspace.journal(file.path).unlink(missing_ok=True)
+            staged.path.chmod(0o444)
+            staged.path.replace(blob)
+            staged.drop_journal()
             promised = file.expected
             if file.version and not (promised and promised.algorithm is Algorithm.SHA256 and not promised.part_bytes):
                 self._note(file).write_bytes(verified.sha256.encode())

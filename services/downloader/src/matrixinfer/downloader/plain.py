@@ -13,6 +13,7 @@ from matrixinfer.downloader.core.manifest import READY_NAME, Ready, SourceFile, 
 from matrixinfer.downloader.core.request import Request
 from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.publication import read_publication, write_lasting
+from matrixinfer.downloader.staging import StagedFile
 from matrixinfer.downloader.workspace import Workspace, fsync_folder, prepare, remove_tries, volume_errors
 
 __all__ = ["PlainFolder"]
@@ -47,7 +48,7 @@ class PlainFolder:
         """Nothing: what was published here before belongs to what was published then."""
         return None
 
-    def keep(self, _file: SourceFile, _verified: VerifiedFile) -> None:
+    def keep(self, _staged: StagedFile, _verified: VerifiedFile) -> None:
         """Nothing to do: the file stays staged until all are there."""
 
     def publish(self, ready: Ready) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from matrixinfer.downloader.core.manifest import Ready, SourceFile, VerifiedFile
+from matrixinfer.downloader.staging import StagedFile
 from matrixinfer.downloader.workspace import Workspace
 
 __all__ = ["Shelf"]
@@ -42,8 +43,8 @@ class Shelf(Protocol):
         """Return a file that was verified before, in this state, for whatever model; None when it must be fetched."""
         ...
 
-    def keep(self, file: SourceFile, verified: VerifiedFile) -> None:
-        """Take a staged file that was just verified, so that no later run fetches it again."""
+    def keep(self, staged: StagedFile, verified: VerifiedFile) -> None:
+        """Take a file that was just verified, so that no later run fetches it again."""
         ...
 
     def publish(self, ready: Ready) -> None:

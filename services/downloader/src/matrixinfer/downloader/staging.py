@@ -10,7 +10,6 @@ the hash of before is kept until the part is finished.
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -42,14 +41,17 @@ class StagedFile:
         """True when some of its bytes come from an earlier process."""
         self._parts = split(file.size, part_bytes)
         self._part_bytes = part_bytes
-        self._path = workspace.staged(file.path)
+        self.path = workspace.staged(file.path)
+        """Where it grows."""
         self._published = workspace.published(file.path)
         self._journal = workspace.journal(file.path)
         self._finished: set[Part] = set()
         self._descriptor = -1
         self._noted = -1
+        self._has_noted = False
         self._hash_lock = threading.Lock()
-        self._hash = ContentHash(file.size, file.expected)
+        self._hash: ContentHash | None = None
+        """Of the first `_hashed` bytes; most files get theirs from the writer of their only part."""
         self._hashed = 0
 
     @property
@@ -69,25 +71,25 @@ class StagedFile:
 
     def noted_bytes(self) -> int:
         """Bytes that an earlier process noted as finished, without looking at them."""
-        return sum(finished.part.length for finished in self._noted_before)
+        return sum(finished.part.length for finished in self._noted_before or ())
 
     def promise(self, expected: Expected) -> None:
         """Take what the source vouches for where the listing did not tell; only before the first byte."""
         with self._hash_lock:
             if self.file.expected is None and not self._hashed:
                 self.file = replace(self.file, expected=expected)
-                self._hash = ContentHash(self.file.size, expected)
+                self._hash = None
 
     def open(self, stop: Callable[[], bool]) -> None:
         """Take up what an earlier process left of this very version of the file, or begin anew."""
         with volume_errors(self.file.path):
             noted = self._noted_before
-            if noted and self._published and not self._path.exists() and self._published.is_file():
+            if noted and self._published and not self.path.exists() and self._published.is_file():
                 # An earlier process died between its renames.
-                self._path.parent.mkdir(parents=True, exist_ok=True)
-                self._published.rename(self._path)
-            if noted and self._path.is_file() and self._path.stat().st_size == self.file.size:
-                self._descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._published.rename(self.path)
+            if noted and self.path.is_file() and self.path.stat().st_size == self.file.size:
+                self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
                 self._take_intact(noted, stop)
             self.resumed = bool(self._finished)
         if not self.resumed:
@@ -106,17 +108,17 @@ class StagedFile:
         """Forget every byte; the file is made anew, at its full size, and so is the journal."""
         self.close()
         self._finished.clear()
-        self._hash, self._hashed = ContentHash(self.file.size, self.file.expected), 0
+        self._hash, self._hashed = None, 0
         self.resumed = False
         with volume_errors(self.file.path):
-            # The journal first: it must never speak of bytes that are another file's.
-            self._journal.unlink(missing_ok=True)
+            # First: it must never speak of bytes that are another file's.
+            self.drop_journal()
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
             try:
-                self._descriptor = _opened(self._path, flags)
+                self._descriptor = _opened(self.path, flags)
             except FileExistsError:
-                self._path.unlink()
-                self._descriptor = _opened(self._path, flags)
+                self.path.unlink()
+                self._descriptor = _opened(self.path, flags)
             if not self.in_one_part:
                 os.ftruncate(self._descriptor, self.file.size)
 
@@ -124,17 +126,24 @@ class StagedFile:
         """Count the parts that hold any of these bytes as missing, after `finish`; the others are hashed again."""
         wrong = {part for part in self._parts for bytes_ in doubtful if _overlap(part, bytes_)}
         self._finished -= wrong
-        self._hash, self._hashed = ContentHash(self.file.size, self.file.expected), 0
+        self._hash, self._hashed = None, 0
         with volume_errors(self.file.path):
             # The journal still speaks of them: after a crash now the whole file is found wrong, and fetched anew.
-            self._descriptor = os.open(self._path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
 
     def discard(self) -> None:
         """Remove it, so that the next process begins anew."""
         self.close()
         with volume_errors(self.file.path):
-            self._journal.unlink(missing_ok=True)
-            self._path.unlink(missing_ok=True)
+            self.drop_journal()
+            self.path.unlink(missing_ok=True)
+
+    def drop_journal(self) -> None:
+        """Forget what was noted, if anything was: nothing of it is to be taken up."""
+        if self._noted_before is None and not self._has_noted:
+            return
+        self._journal.unlink(missing_ok=True)
+        self._has_noted = False
 
     def close(self) -> None:
         """Close what is open; what is on the volume stays."""
@@ -172,21 +181,26 @@ class StagedFile:
             os.fchmod(self._descriptor, 0o644)
             os.fsync(self._descriptor)
             self.close()
-        problem = self._hash.mismatch()
+        found = self._running()
+        problem = found.mismatch()
         if size != self.file.size or self._hashed != self.file.size:
             problem = f"it has {size} bytes, {self._hashed} of them readable, where the source lists {self.file.size}"
         if problem:
             raise DownloadError(Cause.INTEGRITY, f"{self.file.path} is not what the source promises: {problem}")
-        return VerifiedFile(self.file.path, self.file.size, self._hash.sha256())
+        return VerifiedFile(self.file.path, self.file.size, found.sha256())
 
     @cached_property
     def _header(self) -> bytes:
         return header_line(self.listed.path, self.listed.size, self.listed.version, self._part_bytes)
 
     @cached_property
-    def _noted_before(self) -> Sequence[FinishedPart]:
-        journal = _content(self._journal)
-        return finished_parts(journal, self._header, self._parts) if journal else ()
+    def _noted_before(self) -> Sequence[FinishedPart] | None:
+        """What the journal of an earlier process says; None where there is none."""
+        try:
+            journal = self._journal.read_bytes()
+        except FileNotFoundError:
+            return None
+        return finished_parts(journal, self._header, self._parts)
 
     def _claim_hash(self, part: Part) -> ContentHash | None:
         """Return a hash to go on with when this part is the next in order and nobody else has it."""
@@ -195,7 +209,16 @@ class StagedFile:
         if self._hashed != part.offset:
             self._hash_lock.release()
             return None
-        return self._hash.copy()
+        return self._copied()
+
+    def _running(self) -> ContentHash:
+        if self._hash is None:
+            self._hash = ContentHash(self.file.size, self.file.expected)
+        return self._hash
+
+    def _copied(self) -> ContentHash:
+        """Return a hash of what was hashed so far, to go on with."""
+        return self._hash.copy() if self._hash else ContentHash(self.file.size, self.file.expected)
 
     def _hash_on(self) -> None:
         # Whoever hashes takes the parts of the others along; a part that just misses it is taken by `finish`.
@@ -212,7 +235,7 @@ class StagedFile:
             if part not in self._finished:
                 return
             for chunk in self._read(part):
-                self._hash.update(chunk)
+                self._running().update(chunk)
                 self._hashed += len(chunk)
 
     def _note(self, part: Part, checksum: int) -> None:
@@ -224,7 +247,7 @@ class StagedFile:
             noted = _opened(self._journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC)
             if not os.fstat(noted).st_size:
                 os.write(noted, self._header)
-            self._noted = noted
+            self._noted, self._has_noted = noted, True
         os.write(self._noted, part_line(part, checksum))
 
     def _take_intact(self, noted: Sequence[FinishedPart], stop: Callable[[], bool]) -> None:
@@ -232,7 +255,7 @@ class StagedFile:
         for finished in noted:
             if stop():
                 raise DownloadError(Cause.CANCELLED, "told to stop while looking at what is there already")
-            in_order = self._hash.copy() if finished.part.offset == self._hashed else None
+            in_order = self._copied() if finished.part.offset == self._hashed else None
             checksum = xxhash.xxh3_64()
             for chunk in self._read(finished.part):
                 checksum.update(chunk)
@@ -262,7 +285,7 @@ class PartWriter:
     def __init__(self, path: str, part: Part, descriptor: int, hasher: ContentHash | None) -> None:
         self.part = part
         self.position = part.offset
-        self._path = path
+        self.path = path
         self._descriptor = descriptor
         self.hasher = hasher
         """The hash of the file up to here, when the part came in order."""
@@ -283,10 +306,10 @@ class PartWriter:
         if len(chunk) > self.rest.length:
             raise DownloadError(
                 Cause.INTEGRITY,
-                f"{self._path} is longer than listed: more bytes came than bytes {self.part.offset} to "
+                f"{self.path} is longer than listed: more bytes came than bytes {self.part.offset} to "
                 f"{self.part.end} have",
             )
-        with volume_errors(self._path):
+        with volume_errors(self.path):
             left = chunk
             while left:
                 written = os.pwrite(self._descriptor, left[:_WRITE_BYTES], self.position)
@@ -308,9 +331,3 @@ def _opened(path: Path, flags: int) -> int:
     except FileNotFoundError:
         path.parent.mkdir(parents=True, exist_ok=True)
         return os.open(path, flags, 0o644)
-
-
-def _content(path: Path) -> bytes:
-    with suppress(FileNotFoundError):
-        return path.read_bytes()
-    return b""

@@ -279,7 +279,7 @@ class Transfer:
             return
         # Making the bytes last may have taken long enough for another process to take over.
         self._check_stop()
-        self._shelf.keep(staged.listed, verified)
+        self._shelf.keep(staged, verified)
         self._progress.file_done()
         with self._changed:
             self._verified.append(verified)

@@ -13,6 +13,7 @@ from pathlib import Path
 __all__ = ["Request", "origin"]
 
 _KEY_DIGITS = 32
+_encoded = json.JSONEncoder(separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,4 +53,4 @@ def origin(source: str) -> str:
 
 
 def _key(value: list[object]) -> str:
-    return sha256(json.dumps(value, separators=(",", ":")).encode()).hexdigest()[:_KEY_DIGITS]
+    return sha256(_encoded(value).encode()).hexdigest()[:_KEY_DIGITS]

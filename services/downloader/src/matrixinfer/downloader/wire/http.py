@@ -343,11 +343,12 @@ class _Connection:
         """Send a request, read the head of the answer."""
         self.origin = origin_of(url)
         target = url if self._in_full else _request_target(url)
-        lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
-        if any("\r" in line or "\n" in line for line in lines):
+        lines = [f"{method} {target} HTTP/1.1", *[f"{name}: {value}" for name, value in headers.items()], "", ""]
+        head, ends = "\r\n".join(lines), len(lines) - 1
+        if head.count("\r") != ends or head.count("\n") != ends:
             raise WireError("a header of the request holds a line break")
         try:
-            self._socket.sendall("\r\n".join(lines).encode("utf-8"))
+            self._socket.sendall(head.encode("utf-8"))
         except OSError as exc:
             raise _translated(exc, self._read_seconds) from exc
         while True:
