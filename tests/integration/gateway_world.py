@@ -157,11 +157,15 @@ class Gateway:
         return {model.id for model in self.openai.models.list()}
 
     def endpoints(self, server: str) -> set[str]:
-        servers = self.debug("snapshot")["servers"]
-        return {e[3] for s in servers if s[1] == server for e in s[4] if e[5] == "ready"}
+        """What every worker knows of: while one is behind, what a request meets is not yet settled."""
+        snapshot = self.debug("snapshot")
+        if any(worker["revision"] != snapshot["revision"] for worker in self.debug("workers")):
+            return set()
+        return {e[3] for s in snapshot["servers"] if s[1] == server for e in s[4] if e[5] == "ready"}
 
     def requests(self) -> list[dict[str, Any]]:
-        lines = self.service.log.read_text().splitlines()
+        # The last line may be half written.
+        lines = self.service.log.read_text().split("\n")[:-1]
         records = [json.loads(line) for line in lines if line.startswith("{")]
         return [record for record in records if record["event"] == "request"]
 
