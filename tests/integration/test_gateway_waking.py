@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,8 @@ KEY = Key("default", "m")
 
 class Sleeper:
     """A gateway's waker on an in-memory API server, with time that a test sets."""
+
+    view: ClusterView
 
     def __init__(self, api: MemoryApi) -> None:
         self.api = api
@@ -65,11 +67,19 @@ class Sleeper:
 
     async def hear(self, name: str = "m") -> None:
         """Tell it, and wait until it has done whatever it does."""
-        self.waker.hear(Wanted("default", name))
-        while self.waker._wanted or self.waker._heard.is_set():
+        # It looks at one after the other: where it has come to the second, it is done with the first.
+        for wanted in (Wanted("default", name), Wanted("default", "a-server-that-nobody-made")):
+            self.waker.hear(wanted)
+            await self.until(lambda: not self.waker._wanted and not self.waker._heard.is_set())
+
+    async def until(self, holds: Callable[[], object]) -> None:
+        """The API server and the waker run on this loop; neither tells when it is done."""
+        while not holds():
             await asyncio.sleep(0.005)
-        # The patch, if there is one, is one round trip on this loop.
-        await asyncio.sleep(0.1)
+
+    async def sees(self, *servers: str) -> None:
+        """Wait until the gateway knows of these."""
+        await self.until(lambda: all(self.view.servers.get(Key("default", name)) for name in servers))
 
 
 def manifest(kind: str, name: str, version: str, spec: dict[str, Any]) -> dict[str, Any]:
@@ -94,9 +104,9 @@ async def sleeper(tmp_path: Path) -> AsyncIterator[Sleeper]:
         await Client.connect(server.write_kubeconfig(tmp_path / "kubeconfig")) as client,
     ):
         cache = Cache(client)
-        view = ClusterView(cache, None)
+        made.view = ClusterView(cache, None)
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(cache.run()), tasks.create_task(made.waker.run(client, view))]
+            running = [tasks.create_task(cache.run()), tasks.create_task(made.waker.run(client, made.view))]
             await cache.wait_synced()
             yield made
             for task in running:
@@ -120,7 +130,7 @@ async def test_what_is_still_wanted_later_is_said_again(sleeper: Sleeper) -> Non
 
 async def test_a_server_with_a_pod_is_awake_even_if_the_pod_is_not_ready(sleeper: Sleeper) -> None:
     sleeper.pod({INFER_NAME: "m", INFER_ENTRY: "true"})
-    await asyncio.sleep(0.2)
+    await sleeper.until(lambda: len(sleeper.view.pods) == 1)
     await sleeper.hear()
     assert sleeper.writes() == 0
 
@@ -128,7 +138,7 @@ async def test_a_server_with_a_pod_is_awake_even_if_the_pod_is_not_ready(sleeper
 async def test_a_server_that_the_model_controller_made_shares_its_name_with_its_workload(sleeper: Sleeper) -> None:
     sleeper.server("model-backend", {MODEL_BACKEND_NAME: "backend", INFER_ENTRY: "true"})
     sleeper.infer("model-backend")
-    await asyncio.sleep(0.2)
+    await sleeper.sees("model-backend")
     await sleeper.hear("model-backend")
     assert sleeper.annotation("model-backend")
 
@@ -139,7 +149,7 @@ async def test_nothing_is_created_for_a_workload_that_does_not_exist(sleeper: Sl
 
     sleeper.server("lost", {INFER_NAME: "nowhere"})
     sleeper.server("other", {"app": "other"})
-    await asyncio.sleep(0.2)
+    await sleeper.sees("lost", "other")
     before = unknown()
     for name in ("lost", "other", "not-even-a-server"):
         await sleeper.hear(name)
