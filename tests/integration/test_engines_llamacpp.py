@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import signal
-import socket
 import sys
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
@@ -16,6 +15,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
+from matrixinfer.devcluster.controlplane import free_ports
 from matrixinfer.engines.catalog import engine_for
 from matrixinfer.engines.engine import Launch
 from matrixinfer.engines.exposition import MetricReader
@@ -41,17 +41,10 @@ needs_llamacpp = pytest.mark.skipif(
 pytestmark = [needs_llamacpp, pytest.mark.timeout(120)]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 @asynccontextmanager
 async def engine(model: Path) -> AsyncIterator[tuple[Process, aiohttp.ClientSession]]:
     """The very command that a pod gets, with the image's program standing for `llama-server`."""
-    port = free_port()
+    (port,) = free_ports(1)
     launch = Launch(str(model), "quickstart", port=port, host="127.0.0.1", config=CONFIG)
     argv = engine_for("LlamaCpp").command(launch).argv
     process = await asyncio.create_subprocess_exec(

@@ -26,6 +26,7 @@ from tests.integration.gateway_fleet import fleet_on
 from tests.tour.steps import STEPS, tour
 
 from matrixinfer.devcluster import repository
+from matrixinfer.devcluster.controlplane import free_ports
 from matrixinfer.devcluster.errors import ClusterError
 from matrixinfer.devcluster.vllm import vllm_model_files
 from matrixinfer.engines.catalog import engine_named
@@ -105,10 +106,11 @@ async def test_a_stored_response_is_found_through_every_worker_and_after_a_crash
         ) as client,
     ):
         await ready(gateway, {"m": ("vLLM", (one.url, two.url))})
-        made = [await client.responses.create(model="m", input=f"question {n}") for n in range(8)]
+        # So many that both engines have some and both workers are asked for some, but for one run in a million.
+        made = [await client.responses.create(model="m", input=f"question {n}") for n in range(22)]
 
         async def all_found() -> bool:
-            found = [await client.responses.retrieve(answer.id) for answer in made for _ in range(4)]
+            found = [await client.responses.retrieve(answer.id) for answer in made for _ in range(2)]
             return {answer.id for answer in found} == {answer.id for answer in made}
 
         assert await all_found()
@@ -130,13 +132,6 @@ async def status_of(client: openai.AsyncOpenAI, response_id: str) -> int:
 
 
 # -- real engines -------------------------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    (bound,) = listeners("127.0.0.1", 0, 1)
-    with bound:
-        port: int = bound.getsockname()[1]
-        return port
 
 
 @asynccontextmanager
@@ -179,7 +174,7 @@ def smollm2() -> Path:
 async def llama_cpp() -> AsyncIterator[str]:
     if importlib.util.find_spec("xllamacpp") is None:
         pytest.skip(f"the engine xllamacpp is not installed: {HOW_LLAMA}")
-    engine, port = engine_named("LlamaCpp"), free_port()
+    engine, (port,) = engine_named("LlamaCpp"), free_ports(1)
     config = {"ctx-size": 2048, "threads": 1, "shutdown-timeout": 5}
     argv = engine.command(Launch(str(smollm2()), "llama", port=port, host="127.0.0.1", config=config)).argv
     url = f"http://127.0.0.1:{port}"
@@ -193,7 +188,7 @@ async def vllm() -> AsyncIterator[str]:
         model = vllm_model_files()[0].parent
     except ClusterError as error:
         pytest.skip(str(error))
-    python, port = model.parent / "venv/bin/python", free_port()
+    python, (port,) = model.parent / "venv/bin/python", free_ports(1)
     config = {"dtype": "float32", "max-model-len": 2048, "max-num-seqs": 8, "enforce-eager": True, "block-size": 32}
     config |= {"kv-cache-memory-bytes": "128M", "distributed-executor-backend": "uni"}
     launch = Launch(str(model), "vllm", port=port, host="127.0.0.1", config=config)
