@@ -1,5 +1,7 @@
 """Every way to the keys of an object store, and every way in which they can be wrong, against a strict store."""
 
+import json
+import os
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +12,7 @@ from time import monotonic
 
 import pytest
 from tests.integration.downloader_cloud import DOMAIN, REGION, ROLE, Cloud, Grant
+from tests.integration.downloader_forks import Fork
 
 from matrixinfer.downloader.app import open_source
 from matrixinfer.downloader.core.manifest import Ready
@@ -77,6 +80,30 @@ def web_identity(cloud: Cloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     monkeypatch.setenv("AWS_ROLE_ARN", ROLE)
     monkeypatch.setenv("AWS_ENDPOINT_URL_STS", cloud.url)
     return token
+
+
+@pytest.mark.parametrize("revoked_after", [None, 60], ids=["for an hour", "ended by the store"])
+def test_one_process_looks_for_the_keys_of_all_workers(
+    cloud: Cloud, web_identity: Path, tmp_path: Path, revoked_after: int | None
+) -> None:
+    cloud.objects = {**MODEL, **{f"m/{index:03}.json": b"{}" for index in range(140)}}
+    cloud.revoke_after_reads = revoked_after
+    settings = {
+        "PROCESSES": "2",
+        "CONNECTIONS": "4",
+        "ADMIN_HOST": "127.0.0.1",
+        "ADMIN_PORT": "0",
+        "RESERVE_BYTES": "0",
+    }
+    environ = {f"MATRIXINFER_DOWNLOADER_{name}": value for name, value in settings.items()}
+    arguments = ["fetch", "--source", "s3://models/m", "--output", str(tmp_path / "m")]
+    download = Fork(arguments, {**os.environ, **environ, "ENDPOINT": cloud.url, "AWS_REGION": REGION})
+    log = [json.loads(line) for line in download.output.read().splitlines()]
+    assert download.end() == 0, log
+    assert [line["processes"] for line in log if line["event"] == "work_shared"] == [2]
+    assert "worker_lost" not in {line["event"] for line in log}
+    assert {f"m/{path.relative_to(tmp_path / 'm')}" for path in (tmp_path / "m").rglob("*.*")} == set(cloud.objects)
+    assert cloud.asked["sts"] == (1 if revoked_after is None else 2)
 
 
 async def test_keys_that_were_given_sign(cloud: Cloud, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ from matrixinfer.downloader.sources.source import Source
 from matrixinfer.downloader.sources.web import WebAccess
 from matrixinfer.downloader.sources.website import WebsiteSource
 from matrixinfer.downloader.versions import VersionLinks
-from matrixinfer.downloader.wire.credentials import credentials
+from matrixinfer.downloader.wire.credentials import Credentials, Found, credentials
 from matrixinfer.downloader.worker import work
 from matrixinfer.downloader.workers import Job, Workers, fork_workers
 from matrixinfer.service import logging
@@ -157,30 +157,29 @@ def ready_workers(settings: DownloaderSettings, arguments: Arguments) -> Workers
     except DownloadError:
         # Refused when its turn has come.
         return Workers()
-    if not _is_shared_easily(location, settings):
+    if isinstance(location, HubRepo):
+        # Each process would load the hub's client, for most of a second.
         return Workers()
     count = process_count(usable_cores(), settings.connections, settings.processes)
     begin = partial(_begin, settings, location)
     return fork_workers(count, lambda parent: work(parent, begin, monotonic))
 
 
-def _is_shared_easily(location: Location, settings: DownloaderSettings) -> bool:
-    """False where each process would load a library of its own, for most of a second: for a hub, for a role's keys."""
-    if isinstance(location, Bucket):
-        return settings.anonymous or bool(settings.access_key.get_secret_value())
-    return not isinstance(location, HubRepo)
-
-
-def _begin(settings: DownloaderSettings, location: Location, job: Job) -> Source:
+def _begin(settings: DownloaderSettings, location: Location, job: Job, keys: Credentials) -> Source:
     """What a worker does first: it speaks as its parent does, and has a source of its own."""
     logging.configure("downloader", settings.log_level, secrets=settings.secrets)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
-    return open_source(location, settings, recorded_revision=job.revision)
+    return open_source(location, settings, recorded_revision=job.revision, lent=keys)
 
 
-def open_source(location: Location, settings: DownloaderSettings, *, recorded_revision: str) -> Source:
-    """Return the source that a location means; the revision this version was recorded with goes before any other."""
+def open_source(
+    location: Location, settings: DownloaderSettings, *, recorded_revision: str, lent: Credentials | None = None
+) -> Source:
+    """Return the source that a location means; the revision this version was recorded with goes before any other.
+
+    `lent` are keys that somebody else looks for, in place of looking for them here.
+    """
     if settings.offline and not isinstance(location, Claim | Folder):
         raise DownloadError(
             Cause.UNREACHABLE, "this process is told to stay offline, and the model is not in the cache; import it"
@@ -197,7 +196,7 @@ def open_source(location: Location, settings: DownloaderSettings, *, recorded_re
             token = settings.http_token.get_secret_value()
             return WebsiteSource(location, _web_access(settings, {"Authorization": f"Bearer {token}"} if token else {}))
         case Bucket():
-            return _bucket(location, settings)
+            return _bucket(location, settings, lent)
         case Claim():
             return claim_source(location, settings.claims_dir)
         case Folder():
@@ -400,7 +399,7 @@ def _web_access(settings: DownloaderSettings, headers: Mapping[str, str]) -> Web
     )
 
 
-def _bucket(location: Bucket, settings: DownloaderSettings) -> Source:
+def _bucket(location: Bucket, settings: DownloaderSettings, lent: Credentials | None) -> Source:
     given = credentials(
         settings.access_key.get_secret_value(),
         settings.secret_key.get_secret_value(),
@@ -411,7 +410,7 @@ def _bucket(location: Bucket, settings: DownloaderSettings) -> Source:
     return S3Source(
         location,
         S3Access(
-            credentials=given,
+            credentials=lent if lent and isinstance(given, Found) else given,
             endpoint=settings.endpoint,
             region=settings.region,
             addressing=settings.addressing,

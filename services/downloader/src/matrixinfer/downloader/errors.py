@@ -69,6 +69,10 @@ class DownloadError(Exception):
         self.cause = cause
         self.message = message
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Raised in one process, told in another.
+        return DownloadError, (self.cause, self.message)
+
     @property
     def exit_code(self) -> int:
         """The exit code of the cause."""
@@ -81,3 +85,6 @@ class TransientError(DownloadError):
     def __init__(self, message: str, *, retry_after: float | None = None) -> None:
         super().__init__(Cause.UNREACHABLE, message)
         self.retry_after = retry_after
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return TransientError, (self.message,), {"retry_after": self.retry_after}

@@ -29,7 +29,7 @@ from matrixinfer.downloader.lock import Lock, held
 from matrixinfer.downloader.plain import PlainFolder
 from matrixinfer.downloader.progress import Phase, Progress
 from matrixinfer.downloader.shelf import Shelf
-from matrixinfer.downloader.sources.source import Source
+from matrixinfer.downloader.sources.source import Lending, Source
 from matrixinfer.downloader.staging import StagedFile
 from matrixinfer.downloader.transfer import Transfer
 from matrixinfer.downloader.workers import Job, Workers
@@ -261,7 +261,14 @@ class _Missing:
         """Fetch with worker processes; what one that died left undone is fetched here."""
         limits, tools = self._limits, self._tools
         job = Job(self._request, revision, (), limits, limits.connections)
-        fetched = tools.workers.fetch(job, shares, progress=tools.progress, check=tools.check, tell=self._tell_waiters)
+        fetched = tools.workers.fetch(
+            job,
+            shares,
+            progress=tools.progress,
+            check=tools.check,
+            tell=self._tell_waiters,
+            lend=self._source.keys if isinstance(self._source, Lending) else None,
+        )
         return [*fetched.verified, *self._here(self._staged(fetched.lost))]
 
     def _staged(self, files: Sequence[SourceFile]) -> Sequence[StagedFile]:

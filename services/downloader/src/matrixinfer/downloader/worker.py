@@ -8,6 +8,8 @@ import os
 import select
 import threading
 from collections.abc import Callable
+from queue import SimpleQueue
+from typing import TypeAlias
 
 from matrixinfer.downloader.errors import DownloadError
 from matrixinfer.downloader.fetch import open_shelf
@@ -15,7 +17,9 @@ from matrixinfer.downloader.progress import Progress
 from matrixinfer.downloader.sources.source import Source
 from matrixinfer.downloader.staging import StagedFile
 from matrixinfer.downloader.transfer import Transfer
-from matrixinfer.downloader.workers import Channel, Job, News
+from matrixinfer.downloader.wire.credentials import Credentials, Lent
+from matrixinfer.downloader.wire.sigv4 import Keys
+from matrixinfer.downloader.workers import Channel, Job, KeysAsked, KeysLent, News
 
 __all__ = ["work"]
 
@@ -24,10 +28,13 @@ _TELL_SECONDS = 0.4
 _SILENCE_SHARE = 0.4
 
 
-def work(parent: Channel, begin: Callable[[Job], Source], monotonic: Callable[[], float]) -> None:
+Begin: TypeAlias = Callable[[Job, Credentials], Source]
+
+
+def work(parent: Channel, begin: Begin, monotonic: Callable[[], float]) -> None:
     """Do what the parent wants done; returns when that is nothing, or all of it was told.
 
-    `begin` returns the source, and is called when there is something to do.
+    `begin` returns the source, which may need keys that the parent looks for; called when there is something to do.
     """
     try:
         job = parent.receive()
@@ -48,15 +55,17 @@ class _Worker:
         self._progress = Progress()
         self._hears = threading.Event()
         self._hears.set()
+        self._lent: SimpleQueue[KeysLent] = SimpleQueue()
         self._told_files = 0
         self._told_at = float("-inf")
 
-    def run(self, begin: Callable[[Job], Source]) -> None:
+    def run(self, begin: Begin) -> None:
         """Fetch the share and tell the end."""
         threading.Thread(target=self._obey, name="parent", daemon=True).start()
         job = self._job
         try:
-            source, shelf = begin(job), open_shelf(job.request)
+            keys = Lent(self._ask_for_keys, self._monotonic)
+            source, shelf = begin(job, keys), open_shelf(job.request)
             transfer = Transfer(
                 source,
                 shelf,
@@ -69,7 +78,7 @@ class _Worker:
             )
             transfer.run([StagedFile(file, shelf.workspace, job.limits.part_bytes) for file in job.files])
         except DownloadError as exc:
-            self._parent.send(News(self._progress.view(), (), is_last=True, cause=exc.cause, message=exc.message))
+            self._parent.send(News(self._progress.view(), (), is_last=True, error=exc))
         else:
             self._tell(transfer, is_last=True)
 
@@ -98,5 +107,16 @@ class _Worker:
         while True:
             if not select.select([self._parent], [], [], silence)[0]:
                 self._hears.clear()
-            self._allowance = int(str(self._parent.receive()))
+            message = self._parent.receive()
             self._hears.set()
+            if isinstance(message, KeysLent):
+                self._lent.put(message)
+            elif isinstance(message, int):
+                self._allowance = message
+
+    def _ask_for_keys(self, refused: Keys | None) -> Keys | None:
+        self._parent.send(KeysAsked(refused))
+        lent = self._lent.get()
+        if lent.error is not None:
+            raise lent.error
+        return lent.keys

@@ -19,19 +19,23 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NoReturn
+from typing import NoReturn, TypeAlias
 
 from matrixinfer.downloader.core.deal import allowances, worth
 from matrixinfer.downloader.core.manifest import SourceFile, VerifiedFile
 from matrixinfer.downloader.core.request import Request
-from matrixinfer.downloader.errors import Cause, DownloadError
+from matrixinfer.downloader.errors import DownloadError
 from matrixinfer.downloader.limits import Limits
 from matrixinfer.downloader.progress import Progress, View
+from matrixinfer.downloader.wire.sigv4 import Keys
 from matrixinfer.service.logging import get_logger
 
-__all__ = ["Channel", "Fetched", "Job", "News", "Workers", "fork_workers"]
+__all__ = ["Channel", "Fetched", "Job", "KeysAsked", "KeysLent", "News", "Workers", "fork_workers"]
 
 log = get_logger("workers")
+
+Lend: TypeAlias = Callable[[Keys | None], Keys | None]
+"""Gives the keys in force, and other ones than those that were refused."""
 
 _LENGTH_BYTES = 8
 _PR_SET_PDEATHSIG = 1
@@ -60,8 +64,22 @@ class News:
     view: View
     verified: Sequence[VerifiedFile]
     is_last: bool = False
-    cause: Cause | None = None
-    message: str = ""
+    error: DownloadError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeysAsked:
+    """A worker needs the keys in force, and other ones than the store refused."""
+
+    refused: Keys | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeysLent:
+    """The answer: keys, none for requests that are not signed, or why there are none."""
+
+    keys: Keys | None = None
+    error: DownloadError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +95,7 @@ class Channel:
 
     def __init__(self, connected: socket.socket) -> None:
         self._socket = connected
+        self._sending = threading.Lock()
 
     def fileno(self) -> int:
         """The descriptor, to wait on."""
@@ -85,16 +104,17 @@ class Channel:
     def send(self, message: object, *, seconds: float | None = None) -> None:
         """Send one, within so many seconds; raises OSError when the other side is gone, or does not read."""
         data = pickle.dumps(message)
-        self._socket.settimeout(seconds)
-        try:
-            self._socket.sendall(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
-        finally:
-            self._socket.settimeout(None)
+        with self._sending:
+            self._socket.settimeout(seconds)
+            try:
+                self._socket.sendall(len(data).to_bytes(_LENGTH_BYTES, "big") + data)
+            finally:
+                self._socket.settimeout(None)
 
     def offer(self, message: object) -> None:
         """Send a small one unless the other side is gone, or has not read the ones before."""
         data = pickle.dumps(message)
-        with suppress(OSError):
+        with self._sending, suppress(OSError):
             self._socket.send(len(data).to_bytes(_LENGTH_BYTES, "big") + data, socket.MSG_DONTWAIT)
 
     def receive(self) -> object:
@@ -132,7 +152,10 @@ class _Member:
 class _Share:
     """What one worker has to do, and how far it is."""
 
-    def __init__(self, member: _Member, job: Job, progress: Progress, changed: threading.Condition) -> None:
+    def __init__(
+        self, member: _Member, job: Job, progress: Progress, changed: threading.Condition, lend: Lend | None
+    ) -> None:
+        self._lend = lend
         self.member = member
         self.job = job
         self.view = View()
@@ -160,10 +183,8 @@ class _Share:
         with suppress(EOFError, OSError):
             self.member.channel.send(self.job, seconds=_TAKE_SECONDS)
             self._has_begun = True
-            while isinstance(news := self.member.channel.receive(), News):
-                self._take_in(news)
-                if news.is_last:
-                    break
+            while not self._has_told_all(self.member.channel.receive()):
+                pass
         with self._changed:
             self.has_ended = True
             self._changed.notify_all()
@@ -177,6 +198,21 @@ class _Share:
         """Count as not there what it had of files that it did not finish."""
         self._progress.present(sum(file.size for file in self.verified) - self.view.done_bytes)
 
+    def _has_told_all(self, message: object) -> bool:
+        if isinstance(message, KeysAsked):
+            self.member.channel.send(self._lent(message.refused))
+            return False
+        if isinstance(message, News):
+            self._take_in(message)
+            return message.is_last
+        return True
+
+    def _lent(self, refused: Keys | None) -> KeysLent:
+        try:
+            return KeysLent(self._lend(refused) if self._lend else None)
+        except DownloadError as exc:
+            return KeysLent(error=exc)
+
     def _take_in(self, news: News) -> None:
         self._progress.added(self.view, news.view)
         for _ in news.verified:
@@ -184,8 +220,7 @@ class _Share:
         with self._changed:
             self.view = news.view
             self.verified.extend(news.verified)
-            if news.cause is not None:
-                self.error = DownloadError(news.cause, news.message)
+            self.error = news.error
 
 
 class Workers:
@@ -207,13 +242,19 @@ class Workers:
         progress: Progress,
         check: Callable[[], None],
         tell: Callable[[], None],
+        lend: Lend | None = None,
     ) -> Fetched:
-        """Let one worker fetch each share; raises the first error of any, and what `check` raises. Blocking."""
+        """Let one worker fetch each share; raises the first error of any, and what `check` raises. Blocking.
+
+        `lend` gives the keys of the source, where it has some that are looked for.
+        """
         changed = threading.Condition()
         limits = replace(job.limits, cores=job.limits.cores / len(shares))
         first = allowances([worth(len(share), sum(f.size for f in share)) for share in shares], limits.connections)
         begun = [
-            _Share(member, replace(job, files=tuple(files), limits=limits, allowance=allowance), progress, changed)
+            _Share(
+                member, replace(job, files=tuple(files), limits=limits, allowance=allowance), progress, changed, lend
+            )
             for member, files, allowance in zip(self._members, shares, first, strict=False)
         ]
         log.info("work_shared", processes=len(begun), files=[len(share) for share in shares])

@@ -26,7 +26,7 @@ from matrixinfer.downloader.sources.ranged import RangedBody, body_of, range_hea
 from matrixinfer.downloader.sources.refusals import Refusal
 from matrixinfer.downloader.wire.credentials import Credentials
 from matrixinfer.downloader.wire.http import Answer, Client, WireError, origin_of
-from matrixinfer.downloader.wire.sigv4 import escaped_path, escaped_query, signed_headers
+from matrixinfer.downloader.wire.sigv4 import Keys, escaped_path, escaped_query, signed_headers
 
 __all__ = ["Addressing", "S3Access", "S3Source", "expected_of"]
 
@@ -111,6 +111,12 @@ class S3Source:
             # A part size would cost another request, while this one is open.
             promise = expected_of(answer.headers, file.size, lambda: 0) if whole else None
             yield body_of(answer, file, part, f"{self._name} ({file.path})", promise)
+
+    def keys(self, refused: Keys | None) -> Keys | None:
+        """Return the keys in force, for another process; other ones than the store refused, if there are any."""
+        if refused is not None:
+            self._credentials.renewed(refused)
+        return self._credentials.keys()
 
     def abort(self) -> None:
         """End every request that waits."""

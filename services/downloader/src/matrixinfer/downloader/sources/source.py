@@ -11,8 +11,9 @@ from typing import Protocol, runtime_checkable
 from matrixinfer.downloader.core.manifest import Listing, SourceFile
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.verify import Expected
+from matrixinfer.downloader.wire.sigv4 import Keys
 
-__all__ = ["Body", "Cloning", "Sharing", "Source"]
+__all__ = ["Body", "Cloning", "Lending", "Sharing", "Source"]
 
 
 class Body(Protocol):
@@ -60,6 +61,15 @@ class Cloning(Protocol):
 
     def clone(self, file: SourceFile, descriptor: int) -> bool:
         """Make the open, empty file have the content of `file` without copying; False where that cannot be done."""
+        ...
+
+
+@runtime_checkable
+class Lending(Protocol):
+    """A source with keys that one process looks for and others use."""
+
+    def keys(self, refused: Keys | None) -> Keys | None:
+        """Return the keys in force, and other ones than those that were refused; raises DownloadError."""
         ...
 
 

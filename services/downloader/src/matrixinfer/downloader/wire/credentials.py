@@ -8,7 +8,7 @@ store may end keys before their time, so keys that it calls expired are looked f
 """
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -16,10 +16,11 @@ from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
 from matrixinfer.downloader.wire.sigv4 import Keys
 from matrixinfer.service.logging import get_logger
 
-__all__ = ["Anonymous", "Credentials", "Found", "Given", "credentials"]
+__all__ = ["Anonymous", "Credentials", "Found", "Given", "Lent", "credentials"]
 
 log = get_logger("credentials")
 
+_LENT_SECONDS = 60.0
 _PASSING = frozenset(("IDPCommunicationError", "InternalFailure", "RequestTimeout", "ServiceUnavailable", "Throttling"))
 
 
@@ -105,6 +106,36 @@ class Found:
         found = session.get_credentials()
         log.info("credentials_looked_for", found=getattr(found, "method", "none; requests are not signed"))
         return found
+
+
+class Lent:
+    """Keys that another process looks for: asked for now and then, and when the store refuses them."""
+
+    def __init__(self, ask: Callable[[Keys | None], Keys | None], monotonic: Callable[[], float]) -> None:
+        """`ask` gives the keys in force, and other ones than those that were refused."""
+        self._ask = ask
+        self._monotonic = monotonic
+        self._lock = threading.Lock()
+        self._keys: Keys | None = None
+        self._asked_at = float("-inf")
+
+    def keys(self) -> Keys | None:
+        """Return the keys of less than a minute ago: who looks for them renews them minutes before they end."""
+        with self._lock:
+            if self._monotonic() - self._asked_at > _LENT_SECONDS:
+                self._take(None)
+            return self._keys
+
+    def renewed(self, refused: Keys) -> bool:
+        """Ask for others, unless another thread has done so since."""
+        with self._lock:
+            if self._keys == refused:
+                self._take(refused)
+            return self._keys != refused
+
+    def _take(self, refused: Keys | None) -> None:
+        self._keys = self._ask(refused)
+        self._asked_at = self._monotonic()
 
 
 @contextmanager
