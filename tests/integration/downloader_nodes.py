@@ -91,10 +91,11 @@ class _OriginHandler(Quiet):
         self.end_headers()
         for start in range(0, len(body), 1 << 13):
             piece = body[start : start + (1 << 13)]
-            self.wfile.write(piece)
+            # Before it is sent: who has it may have ended by the time that this thread goes on.
             with self.server.lock:
                 self.server.sent += len(piece)
                 sent = self.server.sent
+            self.wfile.write(piece)
             self.server.enough(sent)
             if self.server.bytes_per_second:
                 time.sleep(len(piece) / self.server.bytes_per_second)

@@ -35,7 +35,7 @@ from matrixinfer.downloader.sources.folder import FolderSource
 from matrixinfer.downloader.sources.source import Body
 
 CHANGES = frozenset(("os.rename", "os.link", "os.symlink", "os.mkdir", "os.rmdir", "os.remove", "os.truncate", "open"))
-LIMITS = Limits(part_bytes=1 << 14, buffer_bytes=1 << 12, connections=3, reserve_bytes=0, lock_patience_seconds=1.0)
+LIMITS = Limits(part_bytes=1 << 14, buffer_bytes=1 << 12, connections=3, reserve_bytes=0)
 
 
 class Counted:
@@ -110,8 +110,7 @@ def download(scenario: dict[str, Any], counted: Counted, slot: int, steps: int, 
     request = Request("file:///model", cache / "versions" / "m", cache=cache)
     if scenario.get("plain"):
         request = Request("file:///model", cache)
-    # Where one comes after the other, a holder that is not known to be dead is dead nevertheless.
-    limits = replace(LIMITS, lock_patience_seconds=0.05) if "kills" in scenario else LIMITS
+    limits = replace(LIMITS, lock_patience_seconds=lock_patience_seconds(scenario))
     tools = Tools(pod=f"pod-{slot}", node=node, now=lambda: datetime.now(UTC), monotonic=time.monotonic)
     try:
         ready = asyncio.run(fetch(request, lambda: source, limits, tools))
@@ -121,6 +120,16 @@ def download(scenario: dict[str, Any], counted: Counted, slot: int, steps: int, 
         return 1
     Path(scenario["digests"], str(slot)).write_text(ready.digest)
     return 0
+
+
+def lock_patience_seconds(scenario: dict[str, Any]) -> float:
+    """Where one comes after the other, a holder that is not known to be dead is dead nevertheless.
+
+    Where nobody dies, one that stands still waits for a processor or the disk.
+    """
+    if "kills" in scenario:
+        return 0.05
+    return 3.0 if "first_dies_at" in scenario else 60.0
 
 
 def forked(scenario: dict[str, Any], counted: Counted, slot: int, steps: int = 0, node: str = "") -> int:

@@ -15,6 +15,7 @@ import pytest
 from tests.integration.downloader_forks import Fork
 
 from matrixinfer.devcluster import ControlPlane, repository
+from matrixinfer.devcluster.controlplane import wait_for
 from matrixinfer.downloader.core.report import Report
 from matrixinfer.downloader.report import FIELD_MANAGER, StatusReporter, kubeconfig_of_token
 from matrixinfer.kube.client import Client
@@ -48,6 +49,7 @@ def account(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Path
         "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
     }
     control_plane.apply([{"apiVersion": "v1", "kind": "ServiceAccount", "metadata": meta}, binding])
+    wait_for("the rights", lambda: may_report(control_plane, namespace), 20)
     request = {"apiVersion": "authentication.k8s.io/v1", "kind": "TokenRequest", "spec": {"expirationSeconds": 3600}}
     token = control_plane.api.create(f"/api/v1/namespaces/{namespace}/serviceaccounts/{name}/token", request)
     folder = tmp_path / "account"
@@ -56,6 +58,16 @@ def account(control_plane: ControlPlane, namespace: str, tmp_path: Path) -> Path
     (folder / "namespace").write_text(namespace)
     (folder / "ca.crt").write_bytes((control_plane.place.pki / "ca.crt").read_bytes())
     return folder
+
+
+def may_report(control_plane: ControlPlane, namespace: str) -> bool:
+    """Whether the account may write a status by now: the API server hears of a binding by a watch of its own."""
+    where = {"group": "registry.matrixinfer.ai", "resource": "modelversions", "subresource": "status", "name": "v"}
+    user = f"system:serviceaccount:{namespace}:matrixinfer-downloader"
+    spec = {"user": user, "resourceAttributes": {"namespace": namespace, "verb": "patch", **where}}
+    review = {"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec}
+    answer = control_plane.api.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+    return bool(answer["status"]["allowed"])
 
 
 @pytest.fixture
@@ -198,6 +210,7 @@ def test_without_rights_the_model_comes_all_the_same(
     control_plane.api.delete(
         f"/apis/rbac.authorization.k8s.io/v1/namespaces/{namespace}/rolebindings/matrixinfer-downloader"
     )
+    wait_for("the end of the rights", lambda: not may_report(control_plane, namespace), 20)
     code, _, lines = download(control_plane, account, f"file://{source}", tmp_path / "out")
     assert code == 0
     (failed,) = [line for line in lines if line["event"] == "report_failed"]
@@ -281,5 +294,5 @@ async def test_what_the_controller_wrote_stays(
 
 async def test_a_version_that_is_gone_is_not_asked_for_again(reporter: Reporters) -> None:
     mine = await reporter()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await mine.outcome(RESOLVED, seconds=60)

@@ -159,7 +159,7 @@ def test_nothing_but_reading_is_allowed(server: Asked) -> None:
 
 
 def test_beyond_so_many_transfers_others_are_told_to_come_later(cache: Path) -> None:
-    with served(cache, SERVE_CONNECTIONS="1", SERVE_BYTES_PER_SECOND=str(1 << 20)) as (asked, _):
+    with served(cache, SERVE_CONNECTIONS="1", SERVE_BYTES_PER_SECOND=str(1 << 16)) as (asked, _):
         path = f"/v1/bytes/{FileName(ORIGIN, FILE, SHA256).place}"
         with standing(asked.port, path):
             assert asked.get(path, WHOLE)[0] == 503
@@ -175,10 +175,11 @@ def test_a_reader_that_stands_still_is_broken_off(cache: Path) -> None:
 
 
 def test_told_to_stop_it_ends_soon_and_well(cache: Path) -> None:
-    with served(cache, SERVE_BYTES_PER_SECOND=str(1 << 18)) as (asked, fork):
+    # The transfer would take 48 seconds.
+    with served(cache, SERVE_BYTES_PER_SECOND=str(1 << 16)) as (asked, fork):
         with standing(asked.port, f"/v1/bytes/{FileName(ORIGIN, FILE, SHA256).place}"):
             fork.process.terminate()
-            fork.process.join(10)
+            fork.process.join(30)
             assert fork.process.exitcode == 0
         assert TOKEN not in fork.output.read().decode()
 
