@@ -92,6 +92,8 @@ async def main(kubeconfig: str, namespace: str, identity: str) -> int:
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     async with await Client.connect(Path(kubeconfig), user_agent=identity) as client:
+        sys.stdout.write(f"{identity} runs\n")
+        sys.stdout.flush()
         try:
             await build(client, namespace, identity)[0].run(stopping)
         except LeaseLost:

@@ -13,8 +13,10 @@ from tests.integration.kube_replicas import LEASE, build
 
 from matrixinfer.devcluster import ControlPlane
 from matrixinfer.kube.client import Client
+from matrixinfer.kube.codec import PodView
 from matrixinfer.kube.errors import ApiError
 from matrixinfer.kube.resource import CONFIG_MAPS, LEASES, PODS, Key
+from matrixinfer.kube.store import Store
 
 pytestmark = pytest.mark.integration
 
@@ -34,13 +36,13 @@ def start(bare_control_plane: ControlPlane, namespace: str) -> Iterator[Callable
 
     def run(identity: str) -> "subprocess.Popen[bytes]":
         argv = [sys.executable, str(PROGRAM), str(bare_control_plane.kubeconfig), namespace, identity]
-        processes.append(subprocess.Popen(argv))
+        processes.append(subprocess.Popen(argv, stdout=subprocess.PIPE))
         return processes[-1]
 
     yield run
     for process in processes:
         process.kill()
-        process.wait(10)
+        process.communicate(timeout=10)
 
 
 async def until(claim: Callable[[], Any], seconds: float = 30) -> Any:
@@ -90,8 +92,9 @@ async def test_a_leader_that_is_told_to_stop_hands_over_at_once(
 ) -> None:
     first = start("first")
     await until(lambda: _holds(client, namespace, "first"))
-    start("second")
-    await asyncio.sleep(1.5)
+    second = start("second")
+    assert second.stdout is not None
+    assert await asyncio.to_thread(second.stdout.readline) == b"second runs\n"
     first.send_signal(signal.SIGTERM)
     # Sooner than the five seconds after which the lease would expire by itself.
     await until(lambda: _holds(client, namespace, "second"), 4.0)
@@ -135,8 +138,13 @@ async def test_a_controller_goes_on_after_the_api_server_was_killed(own_plane: C
         await until(lambda: _created(client, wanted("default", "after", 5)))
         await until(lambda: _count_is(client, "default", 10))
         assert not running.done()
-        assert len(pods) == 10
+        # What the API server has is here a moment later.
+        await until(lambda: _knows(pods, 10))
         stopping.set()
+
+
+async def _knows(pods: Store[PodView], count: int) -> bool:
+    return len(pods) == count
 
 
 async def _created(client: Client, manifest: dict[str, Any]) -> bool:

@@ -3,7 +3,6 @@
 import json
 import time
 from collections.abc import Callable
-from datetime import datetime
 from typing import Any
 
 import pytest
@@ -119,13 +118,7 @@ def served(control_plane: ControlPlane, namespace: str) -> Served:
 
 def audited(plane: ControlPlane, since: float) -> list[Json]:
     """What the controller asked the API server for since a moment, leases aside."""
-    found = []
-    for line in plane.audit_log.read_text().splitlines():
-        event = json.loads(line)
-        moment = datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
-        if event["user"]["username"] == ACCOUNT and moment >= since:
-            found.append(event)
-    return [event for event in found if event.get("objectRef", {}).get("resource") != "leases"]
+    return [e for e in plane.audited(ACCOUNT, since) if e.get("objectRef", {}).get("resource") != "leases"]
 
 
 def test_a_whole_life(controller: ServiceProcess, served: Served) -> None:
@@ -137,7 +130,9 @@ def test_a_whole_life(controller: ServiceProcess, served: Served) -> None:
     assert served.status()["activeVersions"] == first
     assert served.names("modelroutes") == {"quickstart"}
     assert "matrixinfer-downloader" in served.names("serviceaccounts")
-    assert served.events().keys() >= {"VersionRecorded", "ChildCreated", "ModelAvailable"}
+    # Events follow the status that they tell of.
+    told = {"VersionRecorded", "ChildCreated", "ModelAvailable"}
+    served.wait("the events", lambda: served.events().keys() >= told)
     (pod,) = served.names("pods")
 
     served.edit(lambda spec: spec["backends"][0].update(maxReplicas=4, routeWeight=7))
@@ -180,7 +175,7 @@ def test_a_whole_life(controller: ServiceProcess, served: Served) -> None:
     served.plane.api.delete(served.path("models", "quickstart"))
     everything = [*GROUPS, "pods", "services"]
     wait_for("nothing to be left", lambda: not any(served.names(plural) for plural in everything), 60)
-    assert served.names("serviceaccounts") == {"default"}
+    wait_for("the account to be gone", lambda: served.names("serviceaccounts") == {"default"}, 60)
     # A write into a namespace that is ending is a 403 as well, but no right would have helped.
     decisions = [e["annotations"].get("authorization.k8s.io/decision") for e in audited(served.plane, started)]
     refused = [decision for decision in decisions if decision == "forbid"]

@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
+import orjson
 import yaml
 
 from matrixinfer.devcluster import components, kubeconfig, pki, state
@@ -108,6 +109,13 @@ class ControlPlane:
     def audit_log(self) -> Path:
         """One JSON event a line for each request of a ServiceAccount outside kube-system."""
         return self.place.audit_log
+
+    def audited(self, user: str, since: float = 0.0) -> list[Answer]:
+        """Return what a ServiceAccount asked for since a moment (Unix time); a line comes just after its answer."""
+        # The last line may be half written.
+        lines = self.audit_log.read_text(encoding="utf-8").split("\n")[:-1]
+        events = [orjson.loads(line) for line in lines if user in line]
+        return [e for e in events if e["user"]["username"] == user and _received(e) >= since]
 
     @property
     def kubectl(self) -> Path:
@@ -300,6 +308,10 @@ class ControlPlane:
 
 class _PortTakenError(ClusterError):
     """Someone took a port between choosing and using it."""
+
+
+def _received(event: Answer) -> float:
+    return datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp()
 
 
 def free_ports(count: int, address: str = "127.0.0.1") -> list[int]:
