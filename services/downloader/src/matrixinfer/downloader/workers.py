@@ -128,13 +128,16 @@ class Channel:
         self._socket.close()
 
     def _exactly(self, count: int) -> bytes:
-        try:
-            data = self._socket.recv(count, socket.MSG_WAITALL)
-        except OSError as exc:
-            raise EOFError("the other process is gone") from exc
-        if len(data) < count:
-            raise EOFError("the other process is gone")
-        return data
+        data = bytearray()
+        while len(data) < count:
+            try:
+                piece = self._socket.recv(count - len(data))
+            except OSError as exc:
+                raise EOFError("the other process is gone") from exc
+            if not piece:
+                raise EOFError("the other process is gone")
+            data += piece
+        return bytes(data)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,14 +183,18 @@ class _Share:
 
     def listen(self) -> None:
         """Hand the job over and take in what is told, until the end or the worker's death."""
-        with suppress(EOFError, OSError):
+        try:
             self.member.channel.send(self.job, seconds=_TAKE_SECONDS)
             self._has_begun = True
             while not self._has_told_all(self.member.channel.receive()):
                 pass
-        with self._changed:
-            self.has_ended = True
-            self._changed.notify_all()
+        except (EOFError, OSError):
+            # What it left undone is seen by who waits for us.
+            pass
+        finally:
+            with self._changed:
+                self.has_ended = True
+                self._changed.notify_all()
 
     def allow(self, connections: int) -> None:
         """Say that we live, and how many connections may work."""
@@ -251,11 +258,12 @@ class Workers:
         changed = threading.Condition()
         limits = replace(job.limits, cores=job.limits.cores / len(shares))
         first = allowances([worth(len(share), sum(f.size for f in share)) for share in shares], limits.connections)
+        jobs = [
+            replace(job, files=tuple(files), limits=limits, allowance=allowance)
+            for files, allowance in zip(shares, first, strict=True)
+        ]
         begun = [
-            _Share(
-                member, replace(job, files=tuple(files), limits=limits, allowance=allowance), progress, changed, lend
-            )
-            for member, files, allowance in zip(self._members, shares, first, strict=False)
+            _Share(member, each, progress, changed, lend) for member, each in zip(self._members, jobs, strict=False)
         ]
         log.info("work_shared", processes=len(begun), files=[len(share) for share in shares])
         try:
