@@ -5,10 +5,10 @@ import os
 import re
 import signal
 import sys
-import time
 from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 
@@ -57,18 +57,24 @@ async def test_sigterm_while_loading_ends_at_once() -> None:
         assert await process.wait() == 0
 
 
+def cpu_seconds(pid: int) -> float:
+    """What a process has had of the processors."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def test_one_process_sustains_thousands_of_chunks_a_second() -> None:
-    """64 streams as fast as they come; a client in this process shares the machine, so the bound is a low one."""
+    """64 streams as fast as they come; what counts is the simulator's own time on a processor, whoever shares it."""
 
     async def chunks(http: aiohttp.ClientSession) -> int:
         async with http.post("/v1/completions", json=LONG) as stream:
             return (await stream.read()).count(b"data: {")
 
-    async with simulator() as (_, url), aiohttp.ClientSession(url) as http, asyncio.timeout(60):
-        begin = time.perf_counter()
+    async with simulator() as (process, url), aiohttp.ClientSession(url) as http, asyncio.timeout(60):
+        before = cpu_seconds(process.pid)
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(chunks(http)) for _ in range(64)]
-        seconds = time.perf_counter() - begin
+        seconds = cpu_seconds(process.pid) - before
     total = sum(task.result() for task in tasks)
     assert total == 64 * 400
     assert total / seconds > 3000

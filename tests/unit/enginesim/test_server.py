@@ -348,8 +348,11 @@ async def test_every_chunk_is_one_json_event(http: aiohttp.ClientSession) -> Non
 
 @pytest.mark.parametrize("sim", [{"decode_tokens_per_second": 1000.0}], indirect=True)
 async def test_the_pace_is_kept_whatever_the_timer_does(http: aiohttp.ClientSession) -> None:
-    loop = asyncio.get_running_loop()
-    begin = loop.time()
-    async with http.post("/v1/completions", json=ENDLESS | {"max_tokens": 101}) as stream:
-        await stream.read()
-    assert 0.09 < loop.time() - begin < 0.5
+    loop, took = asyncio.get_running_loop(), []
+    # A machine may stand still in one of them.
+    for _ in range(3):
+        begin = loop.time()
+        async with http.post("/v1/completions", json=ENDLESS | {"max_tokens": 101}) as stream:
+            await stream.read()
+        took.append(loop.time() - begin)
+    assert 0.09 < min(took) < 0.5

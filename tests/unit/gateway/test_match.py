@@ -57,9 +57,9 @@ def test_an_absent_header_counts_as_empty() -> None:
 
 def test_a_hostile_pattern_takes_linear_time() -> None:
     search = string_test(StringMatch(regex="(a+)+$"))
-    began = time.perf_counter()
+    began = time.process_time()
     assert not search("a" * 20_000 + "b")
-    assert time.perf_counter() - began < 0.1
+    assert time.process_time() - began < 0.1
 
 
 @pytest.mark.parametrize("pattern", ["(", "a" * 2000, r"(?<=a)b", "((a{1000}){1000}){1000}"])

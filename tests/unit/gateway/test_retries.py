@@ -156,7 +156,7 @@ async def test_a_stream_that_an_engine_begins_anew_on_the_same_connection_reache
 async def test_what_a_kept_connection_took_to_fail_is_not_the_gateways_own_time(rig: Rig) -> None:
     async def hesitate_and_close(asked: Asked, writer: asyncio.StreamWriter) -> None:
         if engine.connections == 1 and len(engine.asked) == 2:
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.5)
             writer.transport.abort()
             return
         await answer_ok(asked, writer)
@@ -166,4 +166,4 @@ async def test_what_a_kept_connection_took_to_fail_is_not_the_gateways_own_time(
     assert [(await rig.ask()).status for _ in range(2)] == [200, 200]
     record = rig.records[-1]
     assert (record.stale_connections, record.retries) == (1, 0)
-    assert record.overhead_ms < 100
+    assert record.overhead_ms < 400
