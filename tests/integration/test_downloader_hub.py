@@ -1,5 +1,7 @@
 """`hf://` with the real huggingface_hub client against a hub on loopback; the test names say what it does wrong."""
 
+import json
+import os
 import threading
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -9,17 +11,20 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+from huggingface_hub import hf_hub_url
+from tests.integration.downloader_forks import Fork
 from tests.integration.downloader_hub import COMMIT, MODEL, MOVED, WEIGHTS, Hub, HubHandler, storage_of
 
 from matrixinfer.devcluster.controlplane import wait_for
 from matrixinfer.downloader.app import open_source
-from matrixinfer.downloader.core.manifest import Ready
+from matrixinfer.downloader.core.manifest import Ready, parse_ready
 from matrixinfer.downloader.core.request import Request
-from matrixinfer.downloader.core.uri import parse
+from matrixinfer.downloader.core.uri import HubRepo, parse
 from matrixinfer.downloader.errors import Cause, DownloadError
 from matrixinfer.downloader.fetch import Tools, fetch
 from matrixinfer.downloader.limits import Limits
 from matrixinfer.downloader.settings import DownloaderSettings
+from matrixinfer.downloader.sources.hubfiles import HubAccess, HubFiles
 
 TOKEN = "hf_" + "s3cr3t" * 5
 LIMITS = Limits(part_bytes=1 << 16, connections=4, tries=3, first_wait_seconds=0.001, longest_wait_seconds=0.01)
@@ -75,6 +80,30 @@ async def test_a_repository_arrives_whole_and_pinned_to_a_commit(hub: Hub, tmp_p
     assert {f.path for f in ready.files} == {"config.json", "model.safetensors", "sub/tokenizer.json"}
     assert all((tmp_path / "m" / f.path).read_bytes() == MODEL[f.path] for f in ready.files)
     assert not any("/main/" in path for path in reads(hub))
+
+
+def test_workers_read_the_commit_that_was_listed(hub: Hub, tmp_path: Path) -> None:
+    hub.token = TOKEN
+    hub.files |= {f"more/{index:03} ä.json": b"{}" for index in range(140)}
+    hub.promised = dict(hub.files)
+    settings = {"PROCESSES": "2", "ADMIN_HOST": "127.0.0.1", "ADMIN_PORT": "0", "REDIRECT_HOSTS": '["127.0.0.2"]'}
+    environ = {f"MATRIXINFER_DOWNLOADER_{name}": value for name, value in settings.items()}
+    arguments = ["fetch", "--source", "hf://org/tiny", "--output", str(tmp_path / "m"), "--include", "*"]
+    download = Fork(arguments, {**os.environ, **environ, "HF_ENDPOINT": hub.endpoint, "HF_TOKEN": TOKEN})
+    log = [json.loads(line) for line in download.output.read().splitlines()]
+    assert download.end() == 0, log
+    assert [line["processes"] for line in log if line["event"] == "work_shared"] == [2]
+    assert "worker_lost" not in {line["event"] for line in log}
+    ready = parse_ready((tmp_path / "m" / "READY").read_bytes())
+    assert ready is not None
+    assert {f.path: (tmp_path / "m" / f.path).read_bytes() for f in ready.files} == hub.files
+    assert ready.resolved_revision == COMMIT
+
+
+@pytest.mark.parametrize("path", ["a b/ä+%.json", "x?y#z.bin", "deep/er/model.safetensors"])
+def test_a_file_is_where_the_client_would_look_for_it(path: str) -> None:
+    url = hf_hub_url("org/tiny", path, revision=COMMIT, endpoint="http://hub.test")
+    assert HubFiles(HubRepo("org/tiny", COMMIT), HubAccess(endpoint="http://hub.test/")).url_of(path) == url
 
 
 @pytest.mark.parametrize("revision", ["main", "v1", COMMIT])

@@ -43,6 +43,7 @@ from matrixinfer.downloader.metrics import ProgressCollector
 from matrixinfer.downloader.progress import Phase, View
 from matrixinfer.downloader.settings import DownloaderSettings
 from matrixinfer.downloader.sources.file import local_source
+from matrixinfer.downloader.sources.hubfiles import HubAccess, HubFiles
 from matrixinfer.downloader.sources.modelscope import ModelScopeSource
 from matrixinfer.downloader.sources.pvc import claim_source
 from matrixinfer.downloader.sources.s3 import S3Access, S3Source
@@ -157,9 +158,6 @@ def ready_workers(settings: DownloaderSettings, arguments: Arguments) -> Workers
     except DownloadError:
         # Refused when its turn has come.
         return Workers()
-    if isinstance(location, HubRepo):
-        # Each process would load the hub's client, for most of a second.
-        return Workers()
     count = process_count(usable_cores(), settings.connections, settings.processes)
     begin = partial(_begin, settings, location)
     return fork_workers(count, lambda parent: work(parent, begin, monotonic))
@@ -170,6 +168,9 @@ def _begin(settings: DownloaderSettings, location: Location, job: Job, keys: Cre
     logging.configure("downloader", settings.log_level, secrets=settings.secrets)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)
+    if isinstance(location, HubRepo):
+        # Not the whole source: it takes most of a second to load what lists.
+        return HubFiles(HubRepo(location.repo, job.revision), _hub_access(settings))
     return open_source(location, settings, recorded_revision=job.revision, lent=keys)
 
 
@@ -373,19 +374,20 @@ async def _reporter(settings: DownloaderSettings, arguments: FetchArguments) -> 
 
 def _hub(location: HubRepo, settings: DownloaderSettings, recorded_revision: str) -> Source:
     # Loaded here because it takes most of a second, and only this source needs it.
-    from matrixinfer.downloader.sources.huggingface import HubAccess, HubSource
+    from matrixinfer.downloader.sources.huggingface import HubSource
 
     revision = recorded_revision or location.revision or settings.hf_revision
-    return HubSource(
-        HubRepo(location.repo, revision),
-        HubAccess(
-            endpoint=settings.hf_endpoint,
-            token=settings.hf_token.get_secret_value(),
-            connect_seconds=settings.connect_seconds,
-            read_seconds=settings.read_seconds,
-            ca_bundle=settings.ca_bundle,
-            redirect_hosts=settings.redirect_hosts,
-        ),
+    return HubSource(HubRepo(location.repo, revision), _hub_access(settings))
+
+
+def _hub_access(settings: DownloaderSettings) -> HubAccess:
+    return HubAccess(
+        endpoint=settings.hf_endpoint,
+        token=settings.hf_token.get_secret_value(),
+        connect_seconds=settings.connect_seconds,
+        read_seconds=settings.read_seconds,
+        ca_bundle=settings.ca_bundle,
+        redirect_hosts=settings.redirect_hosts,
     )
 
 
