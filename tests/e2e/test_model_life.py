@@ -146,8 +146,9 @@ def test_streams_outlive_the_death_of_a(served: Life, service: str):
     """A controller that dies with SIGKILL takes no request with it, and repairs what went wrong meanwhile."""
     with Traffic.flowing(served.gateway, served.name) as traffic:
         traffic.wait_for_more(5)
-        pod = read(served.node, "pods", "-n", SYSTEM_NAMESPACE, "-l", f"app.kubernetes.io/name={service}")["items"][0]
+        before, pod = restarts(served.node, service), service_pods(served.node, service)[0]
         served.node.kill_container(pod["metadata"]["name"], SYSTEM_NAMESPACE, service)
+        served.wait(f"{service} to be started again", lambda: restarts(served.node, service) > before)
         served.wait(f"{service} to come back", lambda: available(served.node, service))
         traffic.wait_for_more(5)
     assert traffic.failures == []
@@ -168,7 +169,7 @@ def test_the_suite_outlives_a_restart_of_the_api_server(served: Life):
 
 
 def test_a_gateway_that_dies_comes_back(served: Life):
-    pod = read(served.node, "pods", "-n", SYSTEM_NAMESPACE, "-l", "app.kubernetes.io/name=gateway")["items"][0]
+    pod = service_pods(served.node, "gateway")[0]
     served.node.kill_container(pod["metadata"]["name"], SYSTEM_NAMESPACE, "gateway")
     served.wait("an answer", lambda: not ask(served.gateway, served.name, "hi").error)
 
@@ -416,11 +417,18 @@ def told_traffic(routes: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [target for route in routes for target in route["status"].get("targets", []) if target.get("requests")]
 
 
+def service_pods(node: Node, service: str) -> list[dict[str, Any]]:
+    return list(read(node, "pods", "-n", SYSTEM_NAMESPACE, "-l", f"app.kubernetes.io/name={service}")["items"])
+
+
+def restarts(node: Node, service: str) -> int:
+    pods = service_pods(node, service)
+    return sum(c["restartCount"] for pod in pods for c in pod["status"].get("containerStatuses", []))
+
+
 def available(node: Node, service: str) -> bool:
     status = read(node, "deployment", service, "-n", SYSTEM_NAMESPACE)["status"]
-    pods = read(node, "pods", "-n", SYSTEM_NAMESPACE, "-l", f"app.kubernetes.io/name={service}")["items"]
-    restarted = any(c["restartCount"] > 0 for p in pods for c in p["status"].get("containerStatuses", []))
-    return bool(restarted and status.get("availableReplicas", 0) >= 1 and not status.get("unavailableReplicas"))
+    return status.get("availableReplicas", 0) >= 1 and not status.get("unavailableReplicas")
 
 
 def succeeds(action: Callable[[], object]) -> bool:
