@@ -7,15 +7,18 @@ that is accepted is also rendered as it would travel to an engine, and h11 must 
 
 import random
 import zlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import h11
+import msgspec
 from tests.fuzz.machines import Loop, Tasks, Transport, turn
 
 from matrixinfer.gateway.wire import server
 from matrixinfer.gateway.wire.inlet import InletLimits
 from matrixinfer.gateway.wire.message import HOP_BY_HOP, Exchange, Headers, Refusal, Request, end_to_end, request_head
+from matrixinfer.gateway.wire.running import Ending
 from matrixinfer.gateway.wire.server import HttpInlet, _Connection
 
 # Limits that an input cannot reach, so that only its bytes decide; and others that it can hardly keep.
@@ -66,55 +69,105 @@ def _check(data: bytes, draw: random.Random) -> None:
     _play(data, LIMITS, draw, piece=lambda: draw.choice((3, 30, 300)), cut_after=draw.randrange(len(data) + 1))
 
 
+class _Line:
+    """One connection to an inlet whose requests are answered in all the ways that answers wait."""
+
+    def __init__(self, limits: InletLimits, draw: random.Random) -> None:
+        self.draw = draw
+        self.loop, self.tasks, self.transport = Loop(), Tasks(), Transport()
+        self.requests: list[Request] = []
+        self.refusals: list[Refusal] = []
+        self.faults: list[Exception] = []
+        self.is_slow = False
+        self._endings: deque[Ending[None]] = deque()
+        self.inlet = HttpInlet(self._answer, self._refuse, limits, self.loop.time)
+        self.inlet.tasks = self.tasks  # type: ignore[assignment]
+        self.connection = _Connection(self.inlet, self.loop)  # type: ignore[arg-type]
+        self.connection.connection_made(self.transport)  # type: ignore[arg-type]
+
+    async def _answer(self, exchange: Exchange) -> None:
+        try:
+            # A copy: the body is let go when the answer begins.
+            self.requests.append(msgspec.structs.replace(exchange.request))
+            number = len(self.requests)
+            await self._wait()
+            exchange.begin(200, [(b"x-number", b"%d" % number)], len(_BODY) if number % 2 else None)
+            exchange.write(_BODY)
+            exchange.flush()
+            await self._wait()
+            exchange.finish()
+        except Exception as exc:
+            # The inlet would only log it.
+            self.faults.append(exc)
+            raise
+
+    async def _wait(self) -> None:
+        """Not at all, for a turn of the loop, or for an ending."""
+        kind = self.draw.randrange(3)
+        if kind == 1:
+            await turn()
+        elif kind == 2:
+            self._endings.append(Ending(loop=self.loop))  # type: ignore[arg-type]
+            await self._endings[-1]
+
+    def _refuse(self, refusal: Refusal) -> tuple[Headers, bytes]:
+        self.refusals.append(refusal)
+        return [], refusal.message.encode()
+
+    def step(self) -> bool:
+        """Let something happen that waits for nobody outside; False when nothing does."""
+        if self._endings and self.draw.random() < 0.5:
+            self._endings.popleft().settle(None)
+        elif not self.tasks.step() and not self.loop.turn():
+            if not self._endings:
+                return False
+            self._endings.popleft().settle(None)
+        return True
+
+    def turn_slow_or_fast(self) -> None:
+        """Let the client read nothing from now on, or read again."""
+        self.is_slow = not self.is_slow
+        (self.connection.pause_writing if self.is_slow else self.connection.resume_writing)()
+
+    def go_on(self, *, is_all_sent: bool) -> None:
+        """Let time pass, in which something must happen, when nothing else does."""
+        if self.step():
+            return
+        if self.is_slow:
+            self.turn_slow_or_fast()
+        elif is_all_sent or not self.transport.is_reading:
+            assert self.transport.is_reading or is_all_sent, "it stopped reading for ever"
+            assert self.loop.advance() or self.transport.is_closing(), "a connection that nobody watches"
+
+
 def _play(
     data: bytes, limits: InletLimits, draw: random.Random, piece: Callable[[], int], cut_after: int | None = None
 ) -> Story:
     """Live through one connection, to its end, and see that it leaves nothing behind."""
-    loop, tasks, transport = Loop(), Tasks(), Transport()
-    requests: list[Request] = []
-    refusals: list[Refusal] = []
-
-    async def answer(exchange: Exchange) -> None:
-        # A copy: the body is let go when the answer begins.
-        requests.append(replace(exchange.request))
-        await turn()
-        exchange.begin(200, [(b"x-number", b"%d" % len(requests))], len(_BODY) if len(requests) % 2 else None)
-        exchange.write(_BODY)
-        exchange.flush()
-        await turn()
-        exchange.finish()
-
-    def refuse(refusal: Refusal) -> tuple[Headers, bytes]:
-        refusals.append(refusal)
-        return [], refusal.message.encode()
-
-    inlet = HttpInlet(answer, refuse, limits, loop.time)
-    inlet.tasks = tasks  # type: ignore[assignment]
-    connection = _Connection(inlet, loop)  # type: ignore[arg-type]
-    connection.connection_made(transport)  # type: ignore[arg-type]
+    line = _Line(limits, draw)
+    transport, inlet = line.transport, line.inlet
     at = steps = 0
     while not transport.is_closing() and (cut_after is None or at < cut_after):
         steps += 1
         assert steps < _STEPS_LIMIT, "the connection never ends"
         if at < len(data) and transport.is_reading and draw.random() < 0.8:
             size = piece()
-            connection.data_received(data[at : at + size])
+            line.connection.data_received(data[at : at + size])
             at += size
-        elif draw.random() < 0.1:
-            connection.pause_writing()
-            connection.resume_writing()
-        elif not tasks.step() and (at >= len(data) or not transport.is_reading):
-            assert transport.is_reading or at >= len(data), "it stopped reading for ever"
-            assert loop.advance() or transport.is_closing(), "a connection that nobody watches"
+        elif draw.random() < (0.3 if line.is_slow else 0.1):
+            line.turn_slow_or_fast()
+        else:
+            line.go_on(is_all_sent=at >= len(data))
         assert inlet.buffered_bytes <= limits.buffered_bytes + len(data)
     transport.close()
-    connection.connection_lost(None)
-    while tasks.step():
+    line.connection.connection_lost(None)
+    while line.step():
         pass
+    assert not line.faults, line.faults
     assert inlet.buffered_bytes == 0, f"{inlet.buffered_bytes} bytes were never given back"
     assert not inlet.connections
-    assert not loop.waiting, "a timer holds the connection"
-    return Story(requests, refusals, bytes(transport.out), transport.was_aborted or cut_after is not None)
+    assert not line.loop.waiting, "a timer holds the connection"
+    return Story(line.requests, line.refusals, bytes(transport.out), transport.was_aborted or cut_after is not None)
 
 
 def _told(request: Request) -> Told:

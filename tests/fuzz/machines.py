@@ -4,6 +4,7 @@ They are as strict as the real ones: writing after the end of the stream is an e
 nothing, and a timer that was cancelled never fires.
 """
 
+import asyncio
 import types
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
@@ -32,14 +33,18 @@ class Timer:
 
 
 class Loop:
-    """Time that moves only by `advance`."""
+    """Time that moves only by `advance`; what shall be called soon is called by `turn`."""
 
     def __init__(self) -> None:
         self.now = 0.0
         self.timers: list[Timer] = []
+        self.soon: deque[Callable[[], None]] = deque()
 
     def time(self) -> float:
         return self.now
+
+    def get_debug(self) -> bool:
+        return False
 
     def call_at(self, when: float, call: Callable[..., None], *arguments: Any) -> Timer:
         timer = Timer(when, call, arguments)
@@ -48,6 +53,16 @@ class Loop:
 
     def call_later(self, seconds: float, call: Callable[..., None], *arguments: Any) -> Timer:
         return self.call_at(self.now + seconds, call, *arguments)
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        self.soon.append(call)
+
+    def turn(self) -> bool:
+        """Call what was to be called first; False when there is nothing."""
+        if not self.soon:
+            return False
+        self.soon.popleft()()
+        return True
 
     @property
     def waiting(self) -> list[Timer]:
@@ -75,7 +90,12 @@ class Task:
     def __init__(self, work: Coroutine[Any, Any, None]) -> None:
         self._work = work
         self._is_cancelled = False
+        self._waits_for: asyncio.Future[Any] | None = None
         self.is_done = False
+
+    @property
+    def can_go_on(self) -> bool:
+        return self._is_cancelled or self._waits_for is None or self._waits_for.done()
 
     def cancel(self) -> bool:
         self._is_cancelled = True
@@ -85,11 +105,16 @@ class Task:
         try:
             if self._is_cancelled:
                 self._is_cancelled = False
-                self._work.throw(Cancelled())
+                waits_for = self._work.throw(Cancelled())
             else:
-                self._work.send(None)
+                waits_for = self._work.send(None)
         except (StopIteration, Cancelled):
             self.is_done = True
+            return
+        self._waits_for = waits_for if isinstance(waits_for, asyncio.Future) else None
+        if self._waits_for is not None:
+            # As asyncio's tasks do when they have seen what is waited for.
+            self._waits_for._asyncio_future_blocking = False
 
 
 class Tasks:
@@ -104,10 +129,11 @@ class Tasks:
         return task
 
     def step(self) -> bool:
-        """Let the oldest task take one step; False when there is none."""
-        if not self.running:
+        """Let the oldest task that can take one step; False when none can."""
+        task = next((task for task in self.running if task.can_go_on), None)
+        if task is None:
             return False
-        task = self.running.popleft()
+        self.running.remove(task)
         task.step()
         if not task.is_done:
             self.running.append(task)

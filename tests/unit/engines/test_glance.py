@@ -150,3 +150,15 @@ def test_beat_65_a_look_does_not_read_the_whole_page() -> None:
         return time.process_time() - began
 
     assert min(seconds(glance.read) for _ in range(3)) * 5 < min(seconds(whole.read) for _ in range(3))
+
+
+def test_a_page_that_is_refused_makes_no_older_one_look_fresh() -> None:
+    wanted = [Metric.RUNNING, Metric.WAITING]
+    glance = Glance(wanted)
+    running = b"vllm:num_requests_running %d\n"
+    for _ in range(3):
+        glance.read(running % 1 + b"vllm:num_requests_waiting 1\n")
+    with pytest.raises(ExpositionTooLarge, match="series"):
+        glance.read(running % 2 + b"vllm:num_requests_waiting 1\n" * 2000)
+    reading = glance.read(running % 2 + b"vllm:num_requests_waiting 5\n")
+    assert [reading.number(each) for each in wanted] == [2, 5]

@@ -23,6 +23,7 @@ class Line:
     tasks: Tasks = field(default_factory=Tasks)
     transport: Transport = field(default_factory=Transport)
     refused: list[int] = field(default_factory=list)
+    at_once: bool = False
 
     def __post_init__(self) -> None:
         self.inlet = HttpInlet(self.answer, self.refuse, self.limits, self.loop.time)
@@ -32,7 +33,8 @@ class Line:
         self.received = self.connection.data_received
 
     async def answer(self, exchange: Exchange) -> None:
-        await turn()
+        if not self.at_once:
+            await turn()
         exchange.begin(204, [], None)
         exchange.finish()
 
@@ -41,8 +43,12 @@ class Line:
         return [], b""
 
     def finish_all(self) -> None:
-        while self.tasks.step():
+        while self.tasks.step() or self.loop.turn():
             pass
+
+    @property
+    def answered(self) -> int:
+        return self.transport.out.count(b"HTTP/1.1 204 ")
 
 
 def test_a_body_in_tiny_chunks_weighs_what_its_bytes_weigh() -> None:
@@ -64,8 +70,69 @@ def test_requests_that_wait_their_turn_wait_as_bytes() -> None:
     assert len(line.connection._queue) < 200
     assert not line.transport.is_reading
     line.finish_all()
-    assert line.transport.out.count(b"HTTP/1.1 204 ") == 9000
+    assert line.answered == 9000
     assert line.transport.is_reading
+
+
+def test_answers_that_take_no_time_leave_turns_to_other_connections() -> None:
+    """One read may carry thousands of requests; answered in one go they would stop every stream of the worker."""
+    line = Line(at_once=True)
+    line.received(GET * 9000)
+    before, steps = 0, [line.answered]
+    while line.loop.turn():
+        before += steps[-1]
+        steps.append(line.answered - before)
+    assert line.answered == 9000
+    assert max(steps) < 200
+    assert line.transport.is_reading
+
+
+def test_a_client_that_reads_nothing_is_answered_no_more_and_given_up() -> None:
+    """Each answer that waits for it is memory of the worker; asking again buys no time."""
+    line = Line(InletLimits(write_stall_seconds=20, keep_alive_seconds=500), at_once=True)
+    line.received(GET)
+    line.connection.pause_writing()
+    line.received(GET * 5)
+    line.finish_all()
+    assert line.answered == 1
+    assert not line.transport.is_reading
+    while not line.transport.is_closing():
+        assert line.loop.advance()
+    assert line.loop.now == 20
+    assert line.transport.was_aborted
+
+
+def test_a_client_that_reads_again_is_answered_on() -> None:
+    line = Line(at_once=True)
+    line.received(GET)
+    line.connection.pause_writing()
+    line.received(GET * 5 + b"GET /half")
+    line.connection.resume_writing()
+    line.finish_all()
+    assert line.answered == 6
+    assert line.transport.is_reading
+    line.received(b" HTTP/1.1\r\nhost: gw\r\n\r\n")
+    assert line.answered == 7
+
+
+def test_a_refusal_waits_for_a_slow_client_like_any_answer() -> None:
+    line = Line(at_once=True)
+    line.received(GET)
+    line.connection.pause_writing()
+    line.received(b"nonsense\r\n\r\n")
+    assert line.refused == []
+    line.connection.resume_writing()
+    line.finish_all()
+    assert line.refused == [400]
+
+
+def test_a_connection_with_requests_that_wait_is_not_idle() -> None:
+    line = Line(at_once=True)
+    line.received(GET * 9000)
+    line.connection.close_when_idle()
+    assert not line.transport.is_closing()
+    line.finish_all()
+    assert line.answered == 9000
 
 
 @pytest.mark.parametrize(("after", "status"), [(59.0, None), (61.0, 408)])

@@ -75,11 +75,14 @@ class Glance:
         self._looks += 1
         if self._looks < self._search_at and self._says_the_same(page):
             return self._reading
+        # A page that is refused leaves what was read before, and the next one is searched.
+        self._search_at = 0
         # So that every line has a line break before it, the first one too.
         page = b"\n" + page
         families: dict[str, Family] = {}
         malformed = 0
-        before, self._blocks, self._length = self._blocks, [], None
+        blocks: list[tuple[int, bytes]] = []
+        length = None
         for metric in self._wanted:
             found = self._find(page, metric)
             if found is not None:
@@ -90,12 +93,13 @@ class Glance:
                     families[name] = Family(name, samples)
                 # With what comes behind, because another sample there would be one more of the family.
                 behind = end + len(needle) + 1
-                self._blocks.append((at, page[at + 1 : behind]))
+                blocks.append((at, page[at + 1 : behind]))
                 if behind > len(page):
-                    self._length = len(page) - 1
+                    length = len(page) - 1
         self._search_at = min((absence.until for absence in self._absent.values()), default=self._looks + _ABSENT_LOOKS)
-        if [text for _, text in before] != [text for _, text in self._blocks]:
+        if [text for _, text in self._blocks] != [text for _, text in blocks]:
             self._reading = Reading(families, malformed)
+        self._blocks, self._length = blocks, length
         return self._reading
 
     def _says_the_same(self, page: bytes) -> bool:

@@ -46,7 +46,7 @@ class DownloaderSettings(ServiceSettings):
     )
     report_seconds: float = Field(2.0, ge=2, description="Least time between two reports of progress.")
     outcome_seconds: float = Field(
-        15.0, ge=0, le=300, description="Longest wait at the end for an API server that is away."
+        15.0, ge=1, le=300, description="Longest wait at the end for an API server that is away."
     )
     log_seconds: float = Field(10.0, gt=0, description="Time between two log lines of progress.")
     redirect_hosts: tuple[str, ...] = Field(

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Protocol, TypeAlias
 
 from matrixinfer.downloader.core.manifest import SourceFile, VerifiedFile
-from matrixinfer.downloader.core.pace import first_pace, next_pace
+from matrixinfer.downloader.core.pace import Pace, first_pace, next_pace
 from matrixinfer.downloader.core.ranges import Part
 from matrixinfer.downloader.core.schedule import Begin, Fetch, Job, Schedule
 from matrixinfer.downloader.errors import Cause, DownloadError, TransientError
@@ -71,7 +71,7 @@ class Transfer:
         self._changed = threading.Condition()
         self._schedule: Schedule[StagedFile] = Schedule(())
         self._allowed = allowed or (lambda: limits.connections)
-        self._pace = first_pace(limits.cores, self._allowed())
+        self._pace = Pace(1)
         self._pushed_back = False
         self._verified: list[VerifiedFile] = []
         self._errors: list[BaseException] = []
@@ -88,6 +88,7 @@ class Transfer:
         self._schedule = Schedule(biggest_first)
         parts = sum(max(1, -(-staged.file.size // self._limits.part_bytes)) for staged in files)
         count = min(self._limits.connections, parts)
+        self._pace = first_pace(self._limits.cores, min(self._allowed(), count))
         threads = [
             threading.Thread(target=partial(self._connection, index), name=f"fetch-{index}", daemon=True)
             for index in range(count)

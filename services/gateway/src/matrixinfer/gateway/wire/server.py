@@ -2,8 +2,9 @@
 
 Owns connections, framing, limits and deadlines towards clients; knows nothing of models. A request reaches the
 handler only when it is complete and within its limits. The traps: a half-understood request must never leave bytes
-behind for the next one (every refusal closes the connection), and a client that left must be noticed while its answer
-is being made, so reading goes on during an answer.
+behind for the next one (every refusal closes the connection); a client that left must be noticed while its answer is
+being made, so reading goes on during an answer, until two requests wait behind it; and answers that take no time must
+take no other connection's: who sends many requests at once, or reads no answers, waits for its turn.
 """
 
 import asyncio
@@ -149,12 +150,16 @@ class _Connection(asyncio.Protocol):
         self._is_slow = True
         if self._exchange is not None:
             self._exchange.paused()
+        else:
+            self._expect_within(self.inlet.limits.write_stall_seconds)
 
     def resume_writing(self) -> None:
         """The client has caught up."""
         self._is_slow = False
         if self._exchange is not None:
             self._exchange.resumed()
+        else:
+            self._go_on()
 
     def data_received(self, data: bytes) -> None:
         """Parse, as far as what was asked before leaves room."""
@@ -168,7 +173,7 @@ class _Connection(asyncio.Protocol):
     def _take(self, data: bytes) -> None:
         at, size = 0, len(data)
         while at < size and not self._close_after:
-            if len(self._queue) >= _QUEUE_LIMIT:
+            if len(self._queue) >= _QUEUE_LIMIT or (self._is_slow and not self._busy):
                 self._unparsed = data[at:]
                 break
             step = self._slice_bytes()
@@ -183,6 +188,11 @@ class _Connection(asyncio.Protocol):
             # Not from within the parser, which must not be fed again before it has returned.
             if self._queue:
                 self._answer_next()
+                if at < size and not self._busy and not self._close_after:
+                    # However fast its answers are: the other connections have their turn in between.
+                    self._unparsed = data[at:]
+                    self.loop.call_soon(self._go_on)
+                    break
         if not self._paused_reading and (self._unparsed or len(self._queue) > 1):
             self._paused_reading = True
             self._transport.pause_reading()
@@ -352,23 +362,20 @@ class _Connection(asyncio.Protocol):
         if self._busy or self._starting:
             return
         self._starting = True
-        while self._queue and not self._busy and not self._transport.is_closing():
+        while self._queue and not self._busy and not self._is_slow and not self._transport.is_closing():
             item = self._queue.pop(0)
             if isinstance(item, Refusal):
                 self._answer_refusal(item)
             else:
                 self._answer(item)
         self._starting = False
-        if not self._busy and not self._close_after:
+        if not self._busy and (self._queue or not self._close_after):
             self._await_more()
 
     def _answer(self, request: Request) -> None:
         self._busy = True
         last = self._close_after and not self._queue
         exchange = self._exchange = ClientExchange(self, request, self._transport, keep_alive=not last)
-        if self._is_slow:
-            # The answer before is not out yet, and asyncio tells of a full buffer only once.
-            exchange.paused()
         self._running = Running(self.inlet.handler(exchange), self.inlet.tasks, self._answered)
         self._running.go_on()
 
@@ -394,18 +401,22 @@ class _Connection(asyncio.Protocol):
             self._go_on()
 
     def _go_on(self) -> None:
-        """Take up what came while an answer was made."""
+        """Take up what came while an answer was made, or not yet read."""
+        if self._transport.is_closing():
+            return
         self._answer_next()
         if self._unparsed and not self._busy and not self._close_after:
             data, self._unparsed = self._unparsed, b""
             self._take(data)
-        if self._paused_reading and not self._busy and not self._close_after:
+        if self._paused_reading and not (self._busy or self._is_slow or self._unparsed or self._close_after):
             self._paused_reading = False
             self._transport.resume_reading()
 
     def _await_more(self) -> None:
         limits = self.inlet.limits
-        if self._head is not None:
+        if self._is_slow:
+            self._expect_within(limits.write_stall_seconds)
+        elif self._head is not None:
             self._await_body(self._head)
         else:
             self._expect_within(limits.head_seconds if self._started else limits.keep_alive_seconds)
@@ -446,7 +457,7 @@ class _Connection(asyncio.Protocol):
 
     def close_when_idle(self) -> None:
         """Close now when nothing is being asked or answered, else after the answer."""
-        if not self._busy and not self._started:
+        if not (self._busy or self._started or self._queue or self._unparsed):
             self._transport.close()
 
     def abort(self) -> None:
@@ -470,12 +481,15 @@ class _Connection(asyncio.Protocol):
         if self._transport.is_closing():
             return
         if self._busy:
-            # The exchange has deadlines of its own; `_done` arms this one again.
+            # The exchange has deadlines of its own; `_answer_next` arms this one again.
             return
         if self.loop.time() < self._deadline:
             self._timer = self.loop.call_at(self._deadline, self._timer_fired)
         elif self._lingering:
             self._end_lingering()
+        elif self._is_slow:
+            # Answers wait that it does not take.
+            self._transport.abort()
         elif self._started:
             self._refuse(408, "The request did not arrive in time.")
             self._answer_next()
