@@ -245,6 +245,8 @@ def _pieces(row: memoryview, runs: Sequence[range], width: int) -> Sequence[memo
 
 def _added(rows: Sequence[Sequence[memoryview]], form: Struct) -> tuple[int, ...]:
     """Add rows lane by lane, as long numbers."""
+    if len(rows) == 1:
+        return form.unpack(_joined(rows[0]))
     total = 0
     for pieces in rows:
         total += int.from_bytes(_joined(pieces), sys.byteorder)

@@ -184,7 +184,7 @@ class Placer:
 
         Gateways do not know what others sent; this lets them send new prompts to one place without asking.
         """
-        blocks = min(len(hashes), _HOME_BLOCKS)
+        blocks = len(hashes) if len(hashes) < _HOME_BLOCKS else _HOME_BLOCKS
         if found.common_blocks >= blocks:
             return None
         for held, _ in found.holdings.values():
@@ -259,4 +259,5 @@ def _tokens(laid: Burden) -> int:
 def _burden(size: int, prompt: Prompt, cached: int) -> Burden:
     if not prompt.tokens:
         return burden(size, prompt.max_tokens)
-    return Burden(max(prompt.tokens - cached, 0), answer_tokens(prompt.max_tokens))
+    unread = prompt.tokens - cached
+    return Burden(unread if unread > 0 else 0, answer_tokens(prompt.max_tokens))

@@ -118,7 +118,10 @@ class Trace(msgspec.Struct):
 
     def overhead_seconds(self, received: float) -> float | None:
         """What the gateway itself took of a request that was complete at `received`; None when none was sent on."""
-        return None if self.sent_at is None else max(0.0, self.sent_at - received - self.waited)
+        if self.sent_at is None:
+            return None
+        own = self.sent_at - received - self.waited
+        return own if own > 0.0 else 0.0
 
     def seconds_per_token(self, ended: float) -> float | None:
         """The pace of a stream that ended at `ended`; None of what has no pace."""

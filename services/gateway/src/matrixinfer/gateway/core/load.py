@@ -57,7 +57,9 @@ def burden(size: int, max_tokens: int | None = None) -> Burden:
 
 def answer_tokens(max_tokens: int | None) -> int:
     """Estimate how long an answer will be."""
-    return _DECODE_TOKENS if max_tokens is None else max(1, min(max_tokens, _DECODE_TOKENS))
+    if max_tokens is None or max_tokens > _DECODE_TOKENS:
+        return _DECODE_TOKENS
+    return max_tokens if max_tokens > 0 else 1
 
 
 class Progress(msgspec.Struct, frozen=True, gc=False):

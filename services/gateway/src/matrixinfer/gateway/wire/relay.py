@@ -257,11 +257,11 @@ class Relay:
     # -- deadlines ------------------------------------------------------------------------------------------------
 
     def _due(self) -> float:
-        if not self._has_head:
-            return min(self._started + self._deadlines.first_byte_seconds, self._deadlines.ends_at)
-        if self._paused:
-            return self._deadlines.ends_at
-        return min(self._last + self._deadlines.idle_seconds, self._deadlines.ends_at)
+        deadlines = self._deadlines
+        if self._has_head and self._paused:
+            return deadlines.ends_at
+        due = self._last + deadlines.idle_seconds if self._has_head else self._started + deadlines.first_byte_seconds
+        return due if due < deadlines.ends_at else deadlines.ends_at
 
     def _check(self) -> float | None:
         """Fail when it is time to; returns when to look again."""

@@ -200,7 +200,7 @@ class _Connection(asyncio.Protocol):
     def _slice_bytes(self) -> int:
         """How much may be parsed at a time: all that can only be the body of one request, else a slice."""
         rest = 0 if self._head is None else (self._head.length or 0) - self._body_bytes
-        return max(rest, _SLICE_BYTES)
+        return rest if rest > _SLICE_BYTES else _SLICE_BYTES
 
     def _feed(self, data: bytes) -> None:
         while data and not self._close_after:
@@ -328,7 +328,8 @@ class _Connection(asyncio.Protocol):
 
     def give_back(self, size: int) -> None:
         """Return bytes to the inlet's budget."""
-        size = min(size, self._charged_bytes)
+        if size > self._charged_bytes:
+            size = self._charged_bytes
         self._charged_bytes -= size
         self.inlet.buffered_bytes -= size
 

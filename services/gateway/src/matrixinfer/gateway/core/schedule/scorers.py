@@ -29,7 +29,8 @@ def token_load(contest: Contest) -> Sequence[float]:
     """
     view, before = contest.view, contest.work
     prompt = view.prompt_tokens
-    base = _SCALE_TOKENS + max(prompt - view.common_tokens, 0)
+    unread = prompt - view.common_tokens
+    base = _SCALE_TOKENS + unread if unread > 0 else _SCALE_TOKENS
     scores = [_SCALE_TOKENS / (base + tokens) for tokens in before]
     for at, cached in contest.holders:
         # What is said to be cached beyond the prompt saves nothing.
@@ -48,7 +49,7 @@ def prefix_affinity(contest: Contest) -> Part:
     home = view.home
     if not holders and home is None:
         return {}
-    common, total, prefill = view.common_tokens, max(view.prompt_tokens, 1), view.prefill_tokens
+    common, total, prefill = view.common_tokens, view.prompt_tokens or 1, view.prefill_tokens
     all_work, held = sum(before), []
     for at, cached in holders:
         tokens = min(max(cached - common, 0), total)
@@ -60,7 +61,7 @@ def prefix_affinity(contest: Contest) -> Part:
     scores: dict[int, float] = {}
     if home is not None and home in candidates:
         at = candidates.index(home)
-        others = next((work for holder, _, work in held if holder == at), before[at])
+        others = next((work for holder, _, work in held if holder == at), before[at]) if held else before[at]
         scores[at] = _HOME_SCORE if others <= mean + _GUARD_SLACK_TOKENS else 0.0
     most = _GUARD_FACTOR * mean + _GUARD_SLACK_TOKENS
     for at, share, others in held:
