@@ -30,7 +30,7 @@ __all__ = ["Choice", "Chooser", "Full", "Load"]
 _NO_POLICY = TrafficPolicy()
 
 
-class Choice(msgspec.Struct, frozen=True):
+class Choice(msgspec.Struct, frozen=True, gc=False):
     """Where an attempt goes."""
 
     policy: TrafficPolicy
@@ -61,7 +61,7 @@ class Full(msgspec.Struct, frozen=True):
     """There is not even an endpoint that is busy."""
 
 
-class Load(msgspec.Struct, frozen=True):
+class Load(msgspec.Struct, frozen=True, gc=False):
     """What a request weighs, read once before it is placed: its body in bytes, its prompt as far as it is known."""
 
     size: int

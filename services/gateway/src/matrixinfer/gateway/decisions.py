@@ -21,7 +21,7 @@ _CANDIDATES = 64 * 1024
 _TOLD = 16
 
 
-class Noted(msgspec.Struct, frozen=True):
+class Noted(msgspec.Struct, frozen=True, gc=False):
     """One decision and what became of it: the pod that the attempt went to."""
 
     at: datetime

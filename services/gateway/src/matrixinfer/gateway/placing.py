@@ -42,7 +42,7 @@ and the guard on affinity evens out what few places leave uneven."""
 _NOTHING_FOUND: Final = Found({})
 
 
-class Placement(msgspec.Struct, frozen=True):
+class Placement(msgspec.Struct, frozen=True, gc=False):
     """Where a request goes, and all that led there."""
 
     decision: Decision

@@ -85,7 +85,7 @@ def progress(laid: Burden, *, streams: bool, pieces: int, seconds: float) -> Pro
     return Progress(is_read, max(laid.decode_tokens - int(written), min(laid.decode_tokens, _AT_LEAST_TOKENS)))
 
 
-class Loads(msgspec.Struct, frozen=True):
+class Loads(msgspec.Struct, frozen=True, gc=False):
     """Our own requests in flight per endpoint, over all workers of this gateway."""
 
     requests: Sequence[int]

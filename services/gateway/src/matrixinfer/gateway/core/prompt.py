@@ -69,7 +69,7 @@ BLOCK_ENDS: Final = tuple(_block_ends())
 _BLOCKS: Final = tuple(zip((0, *BLOCK_ENDS), BLOCK_ENDS, strict=False))
 
 
-class Prompt(msgspec.Struct, frozen=True):
+class Prompt(msgspec.Struct, frozen=True, gc=False):
     """What is known of a request's prompt. `text` is canonical, and empty when there is nothing to share."""
 
     text: bytes

@@ -54,7 +54,7 @@ class Held:
     body: bytearray
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """How an attempt ended. No failure and nothing held: the client has the whole answer."""
 
     failure: Failure | None = None

@@ -96,7 +96,7 @@ class Removal(msgspec.Struct, frozen=True):
     positions: tuple[int, ...]
 
 
-class Decision(msgspec.Struct, frozen=True):
+class Decision(msgspec.Struct, frozen=True, gc=False):
     """The chosen endpoint with everything that led to it."""
 
     endpoint: Endpoint

@@ -30,7 +30,7 @@ from matrixinfer.gateway.core.types import PluginWeight
 __all__ = ["CandidateVerdict", "Explanation", "Recorded", "decode", "encode", "explain", "replay"]
 
 
-class Recorded(msgspec.Struct, frozen=True, array_like=True):
+class Recorded(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """Everything that one decision was made from; `revision` is that of the snapshot it was made under."""
 
     request_id: str

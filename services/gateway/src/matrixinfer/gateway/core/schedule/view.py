@@ -10,7 +10,7 @@ from matrixinfer.gateway.core.types import Endpoint
 __all__ = ["View"]
 
 
-class View(msgspec.Struct, frozen=True, array_like=True):
+class View(msgspec.Struct, frozen=True, gc=False, array_like=True):
     """All that a decision may look at. The sequences run parallel: one item per endpoint; mappings are sparse.
 
     The seam to everybody who knows something: load and engine reports come from the board, what is ejected from the
